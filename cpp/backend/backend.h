@@ -1,0 +1,194 @@
+// The device operations that a model is written against. One implementation a kind of device: cpu/,
+// cuda/. Every pointer inside the views is device memory of this backend. Operations are issued in
+// order on one stream and may be asynchronous: results are on the host only after synchronize().
+//
+// Batch invariance: row t of every output depends only on row t of the inputs (and on its own
+// sequence's cache), with one order of accumulation whatever the number of rows. The CPU backend
+// holds this bitwise; a CUDA backend holds it when built for it (BackendOptions::batch_invariant).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/dtype.h"
+#include "base/tensor_view.h"
+#include "model/model_config.h"
+#include "sched/scheduled_batch.h"
+
+namespace octavo {
+
+struct BackendOptions {
+  std::string device = "cpu";             // "cpu" or "cuda:<index>"
+  DType weight_dtype = DType::kBFloat16;  // float32, bfloat16 or float16; quantised weights that a
+                                          // backend keeps quantised are not affected
+  int32_t num_threads = 0;                // CPU; 0 = the cores this process may run on
+  bool batch_invariant = false;           // CUDA
+  bool enforce_eager = false;             // CUDA: no graphs
+};
+
+struct DeviceInfo {
+  std::string name;         // "cpu (AVX-512, 2 threads)", "NVIDIA H200"
+  int64_t total_bytes = 0;  // device memory
+  int64_t free_bytes = 0;   // at the time of the call
+};
+
+// Device memory owned by the backend that made it; must not outlive it.
+class DeviceBuffer {
+ public:
+  virtual ~DeviceBuffer() = default;
+  virtual void* data() const = 0;
+  virtual int64_t size_bytes() const = 0;
+};
+
+// A weight as it stands in a checkpoint, in host memory: [rows, cols] row-major, cols along the
+// input features; blocks of quantised types run along cols. A vector has rows = 1.
+struct WeightView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+// y = x W^T + b with W [out_features, in_features], packed as the device likes it. Made empty, then
+// filled row range by row range, so that fused projections (q|k|v, gate|up) load from several
+// tensors. Also serves as the embedding table when embeddings are tied.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t in_features() const = 0;
+  virtual int64_t size_bytes() const = 0;
+};
+
+// Keys and values of every layer in fixed blocks. A slot is block_id * block_size + offset.
+struct KVCacheSpec {
+  int64_t num_layers = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t block_size = 0;
+  int64_t num_blocks = 0;
+  DType dtype = DType::kBFloat16;
+
+  // Bytes of one block over all layers, keys and values.
+  int64_t block_bytes() const {
+    return 2 * num_layers * dtype_bytes(dtype, num_kv_heads * block_size * head_dim);
+  }
+};
+
+class KVCache {
+ public:
+  virtual ~KVCache() = default;
+  virtual const KVCacheSpec& spec() const = 0;
+};
+
+// cos and sin of every position up to max_model_len: float32 [max_model_len, rotary_dim / 2] each,
+// the attention factor multiplied in.
+struct RopeTable {
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t rotary_dim = 0;
+  bool interleaved = false;
+};
+
+// The flat arrays of one step. Device pointers, and host copies of the small ones for planning.
+struct ForwardInputs {
+  int64_t num_tokens = 0;
+  int64_t num_seqs = 0;
+  int64_t num_logits = 0;
+  int64_t max_query_len = 0;
+  int64_t max_seq_len = 0;
+  int64_t block_table_stride = 0;
+  const int32_t* token_ids = nullptr;        // [num_tokens]
+  const int32_t* positions = nullptr;        // [num_tokens]
+  const int64_t* slot_mapping = nullptr;     // [num_tokens]
+  const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
+  const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled
+  const int32_t* block_tables = nullptr;     // [num_seqs, block_table_stride]
+  const int32_t* logits_indices = nullptr;   // [num_logits], ascending rows of token_ids
+  std::span<const int32_t> host_query_start_loc;
+  std::span<const int32_t> host_seq_lens;
+};
+
+struct AttentionParams {
+  int64_t layer = 0;
+  int64_t num_q_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  float scale = 0.0f;
+  float logit_soft_cap = 0.0f;  // 0 = none; s = cap * tanh(s / cap)
+  int64_t sliding_window = 0;   // 0 = none; else keys in (position - window, position]
+};
+
+// One row of logits to sample from; `sequence` points into the step's ScheduledBatch.
+struct SampleRow {
+  const ScheduledSequence* sequence = nullptr;
+  int32_t batch_row = 0;   // index in ScheduledBatch::sequences
+  int32_t target_id = -1;  // >= 0: a prompt position; no draw, report this token's log-probability
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual DeviceInfo device_info() const = 0;
+  virtual DType activation_dtype() const = 0;  // of hidden states; logits are always float32
+  virtual DType default_kv_dtype() const = 0;
+
+  // Memory. Throws OutOfMemoryError.
+  virtual std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) = 0;
+  virtual void copy_to_device(void* device, const void* host, int64_t size_bytes) = 0;
+  virtual void copy_to_host(void* host, const void* device, int64_t size_bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // Weights. Memory may be taken at load_rows, where the checkpoint's type is known: a backend may
+  // keep quantised blocks as they are, each row range in its own type.
+  virtual std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
+                                                      bool has_bias) = 0;
+  // Fills rows [row_begin, row_begin + view.rows). Safe to call from several threads on disjoint
+  // rows. `view` is only read during the call. Requires: view.cols == in_features.
+  virtual void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) = 0;
+  virtual void load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) = 0;
+  // Bytes that such a weight takes when loaded from `source_dtype`; for planning before any load.
+  virtual int64_t linear_bytes(int64_t out_features, int64_t in_features,
+                               DType source_dtype) const = 0;
+  // Converts to float32. `out` is float32 [view.cols] device memory.
+  virtual void load_vector(float* out, const WeightView& view) = 0;
+
+  virtual std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) = 0;
+
+  // Operations. T = num_tokens. Views: activation_dtype(), contiguous rows unless said otherwise.
+
+  // out[t] = row token_ids[t] of the table. out [T, hidden].
+  virtual void embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) = 0;
+  // out[t] = x[t] / rms(x[t]) * weight. x, out [T, hidden]; weight float32 [hidden].
+  virtual void rms_norm(TensorView x, const float* weight, float eps, TensorView out) = 0;
+  // residual += delta; out = rms_norm(residual).
+  virtual void add_rms_norm(TensorView residual, TensorView delta, const float* weight, float eps,
+                            TensorView out) = 0;
+  // residual += delta.
+  virtual void add(TensorView residual, TensorView delta) = 0;
+  // out = x W^T + b. x [T, in], out [T, out] of activation_dtype(), or float32 for logits.
+  virtual void linear(const LinearWeight& weight, TensorView x, TensorView out) = 0;
+  // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
+  // and v of layer params.layer to slot_mapping.
+  virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
+                              const AttentionParams& params, KVCache& cache) = 0;
+  // Causal attention of the queries in qkv over the paged cache. out [T, num_q_heads * head_dim].
+  virtual void attention(TensorView qkv, const ForwardInputs& inputs,
+                         const AttentionParams& params, const KVCache& cache, TensorView out) = 0;
+  // out = silu(gate) * up with gate_up [T, 2 * intermediate], gate first.
+  virtual void silu_mul(TensorView gate_up, TensorView out) = 0;
+  // out[i] = x[indices[i]]. out [num_logits, hidden].
+  virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
+
+  // Samples each row of logits (float32 [rows.size(), vocab], overwritten) and appends log-probs
+  // to `result` in row order: result.token_ids[row.batch_row] is set for rows that draw.
+  virtual void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) = 0;
+};
+
+// Makes the backend that options.device names. Throws ConfigError for an unknown or absent device.
+std::unique_ptr<Backend> create_backend(const BackendOptions& options);
+
+}  // namespace octavo

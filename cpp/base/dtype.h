@@ -1,0 +1,62 @@
+// Element types of tensors, plain and block-quantised.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace octavo {
+
+// The quantised types are the GGUF ones: blocks of `block_elements` values along the last
+// (input-feature) dimension, `block_bytes` bytes each. Source: the GGUF/ggml block layouts.
+enum class DType : uint8_t {
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kInt8,
+  kInt32,
+  kInt64,
+  kUInt8,
+  kFloat8E4M3,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
+
+struct DTypeInfo {
+  std::string_view name;
+  int32_t block_elements;  // values in a block; 1 for plain types
+  int32_t block_bytes;     // bytes of a block
+};
+
+constexpr DTypeInfo dtype_info(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return {"float32", 1, 4};
+    case DType::kFloat16: return {"float16", 1, 2};
+    case DType::kBFloat16: return {"bfloat16", 1, 2};
+    case DType::kInt8: return {"int8", 1, 1};
+    case DType::kInt32: return {"int32", 1, 4};
+    case DType::kInt64: return {"int64", 1, 8};
+    case DType::kUInt8: return {"uint8", 1, 1};
+    case DType::kFloat8E4M3: return {"float8_e4m3", 1, 1};
+    case DType::kQ8_0: return {"q8_0", 32, 34};
+    case DType::kQ4_0: return {"q4_0", 32, 18};
+    case DType::kQ4_1: return {"q4_1", 32, 20};
+    case DType::kQ4_K: return {"q4_k", 256, 144};
+    case DType::kQ5_K: return {"q5_k", 256, 176};
+    case DType::kQ6_K: return {"q6_k", 256, 210};
+  }
+  return {"unknown", 1, 0};
+}
+
+constexpr bool is_quantized(DType dtype) { return dtype_info(dtype).block_elements > 1; }
+
+// Bytes of `num_elements` values. Requires: num_elements is a multiple of block_elements.
+constexpr int64_t dtype_bytes(DType dtype, int64_t num_elements) {
+  const DTypeInfo info = dtype_info(dtype);
+  return num_elements / info.block_elements * info.block_bytes;
+}
+
+}  // namespace octavo

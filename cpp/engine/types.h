@@ -1,0 +1,97 @@
+// All that crosses to Python besides SamplingParams and ModelConfig. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "sched/sampling_params.h"
+
+namespace octavo {
+
+enum class SchedulingPolicy : uint8_t { kFcfs, kPriority };
+
+struct EngineConfig {
+  BackendOptions backend;
+
+  int64_t max_model_len = 0;            // tokens of prompt and output together
+  int64_t block_size = 16;              // tokens of a KV block
+  int64_t num_blocks = 0;               // 0 = from kv_cache_memory_bytes
+  int64_t kv_cache_memory_bytes = 0;    // 0 = from the device's free memory
+  double gpu_memory_utilization = 0.92; // CUDA, when kv_cache_memory_bytes is 0
+  std::string kv_cache_dtype = "auto";  // auto, float32, float16, bfloat16, fp8, int8
+
+  int32_t max_num_seqs = 64;
+  int64_t max_num_batched_tokens = 2048;
+  bool enable_chunked_prefill = true;
+  bool enable_prefix_caching = true;
+  SchedulingPolicy scheduling_policy = SchedulingPolicy::kFcfs;
+  int64_t max_num_queued_reqs = 4096;
+  int64_t max_num_queued_tokens = 16 << 20;
+
+  uint64_t seed = 0;
+  uint64_t prefix_cache_secret[2] = {0, 0};  // key of the block hashes, fresh each boot
+  std::vector<int32_t> eos_token_ids;
+};
+
+enum class FinishReason : uint8_t { kNone = 0, kStop = 1, kLength = 2, kAbort = 3, kError = 4 };
+
+// A request as Python submits it.
+struct Request {
+  uint64_t id = 0;  // unique among live requests; bits 48..63 name the connection outputs go to
+  std::vector<int32_t> token_ids;
+  SamplingParams sampling;
+  int32_t priority = 0;      // lower runs first under SchedulingPolicy::kPriority
+  uint64_t cache_salt = 0;   // separates tenants in the prefix cache
+};
+
+// Tokens of one sequence produced since its last record. Fixed layout: Python unpacks an array of
+// these as little-endian "<QIIIIiIIB3x" (40 bytes).
+struct OutputRecord {
+  uint64_t request_id;
+  uint32_t sequence_index;   // 0 .. n - 1
+  uint32_t num_tokens;       // of OutputBatch::token_ids, in record order
+  uint32_t num_prompt_tokens;
+  uint32_t num_cached_tokens;  // prompt tokens served from the prefix cache
+  int32_t stop_token_id;       // the id that ended the sequence, else -1
+  uint32_t num_logprobs;         // entries of OutputBatch::logprobs
+  uint32_t num_prompt_logprobs;  // entries of OutputBatch::prompt_logprobs
+  uint8_t finish_reason;         // FinishReason
+  uint8_t padding[3];
+};
+static_assert(sizeof(OutputRecord) == 40);
+
+// The records of one connection. Columns are flat so that they cross the boundary as bytes.
+struct OutputBatch {
+  uint16_t connection = 0;
+  std::vector<OutputRecord> records;
+  std::vector<int32_t> token_ids;
+  std::vector<LogprobEntry> logprobs;         // "<ifi" each
+  std::vector<LogprobEntry> prompt_logprobs;  // "<ifi" each
+  std::vector<std::pair<uint64_t, std::string>> errors;  // request id, message of the catalogue
+};
+
+// Counters and gauges; a consistent snapshot of the last step.
+struct EngineStats {
+  int64_t num_waiting = 0;
+  int64_t num_running = 0;
+  int64_t num_blocks = 0;
+  int64_t num_free_blocks = 0;  // including cached blocks nobody holds
+  int64_t num_cached_blocks = 0;
+  int64_t num_steps = 0;
+  int64_t num_prompt_tokens = 0;
+  int64_t num_generation_tokens = 0;
+  int64_t num_prefix_query_tokens = 0;
+  int64_t num_prefix_hit_tokens = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
+  int64_t max_model_len = 0;
+  int64_t kv_cache_bytes = 0;
+  int64_t weight_bytes = 0;
+  double step_seconds = 0;       // total time inside steps
+  double device_seconds = 0;     // of it inside StepRunner::run
+  int64_t heartbeat_ns = 0;      // CLOCK_MONOTONIC of the last step or idle tick
+};
+
+}  // namespace octavo

@@ -1,0 +1,66 @@
+// What the scheduler asks the runner to compute in one step, and what comes back. Plain data: the
+// spans point into the sequences, which the scheduler keeps alive and unchanged during the step.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sched/sampling_params.h"
+
+namespace octavo {
+
+struct ScheduledSequence {
+  int32_t slot = 0;             // stable row in [0, max_num_seqs) while the sequence is RUNNING
+  bool is_new_in_slot = false;  // the slot's previous content is another sequence's: rebuild it
+
+  std::span<const int32_t> token_ids;  // prompt and output known so far
+  int64_t num_prompt_tokens = 0;
+  int64_t num_computed_tokens = 0;   // their keys and values are in the cache
+  int32_t num_scheduled_tokens = 0;  // positions [num_computed, num_computed + num_scheduled)
+
+  std::span<const int32_t> block_table;  // block ids covering every scheduled position
+
+  bool samples = false;  // the last known token is scheduled: a next token comes back
+  const SamplingParams* sampling = nullptr;
+  uint64_t seed = 0;                        // resolved; the draw's counter is token_ids.size()
+  std::span<const int32_t> banned_token_ids;  // end and stop ids while under min_tokens
+  std::span<const uint32_t> token_bitmask;  // [ceil(vocab / 32)], bit set = allowed; empty = all
+};
+
+struct ScheduledBatch {
+  std::vector<ScheduledSequence> sequences;
+  int64_t num_tokens = 0;  // sum of num_scheduled_tokens
+
+  void clear() {
+    sequences.clear();
+    num_tokens = 0;
+  }
+};
+
+// Row i belongs to batch.sequences[i]. Reused from step to step: clear() keeps the capacity.
+struct StepResult {
+  std::vector<int32_t> token_ids;  // [num_sequences]; -1 where samples is false
+  std::vector<uint8_t> is_invalid;  // [num_sequences]; 1: the logits hold a NaN, end with an error
+
+  // Entries of the sampled token: 1 + sampling->logprobs of them (the chosen token first, then the
+  // most likely in order), or none. Row i owns [logprob_offsets[i], logprob_offsets[i + 1]).
+  std::vector<LogprobEntry> logprobs;
+  std::vector<int32_t> logprob_offsets;  // [num_sequences + 1]
+
+  // The same, 1 + sampling->prompt_logprobs entries for each scheduled position p whose successor
+  // p + 1 is a prompt token; the "chosen" token is that successor.
+  std::vector<LogprobEntry> prompt_logprobs;
+  std::vector<int32_t> prompt_logprob_offsets;  // [num_sequences + 1]
+
+  void clear() {
+    token_ids.clear();
+    is_invalid.clear();
+    logprobs.clear();
+    logprob_offsets.clear();
+    prompt_logprobs.clear();
+    prompt_logprob_offsets.clear();
+  }
+};
+
+}  // namespace octavo

@@ -1,0 +1,1 @@
+"""The engine process, its supervisor, and the client that HTTP workers reach it through."""

@@ -1,0 +1,94 @@
+"""Frames between HTTP workers and the engine process, over one AF_UNIX stream socket a worker.
+
+A frame is a little-endian uint32 length and that many bytes of msgpack. The connection's first
+frame from the engine is Welcome. Request ids are unique within a connection and below 2**48; the
+engine process adds the connection number in bits 48..63 before it submits.
+
+Outputs carries columns as bytes, exactly as the engine keeps them:
+  records          OutputRecord each, see RECORD
+  token_ids        int32 little-endian, in record order
+  logprobs         LOGPROB each, in record order
+  prompt_logprobs  LOGPROB each, in record order
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from octavo.sampling_params import SamplingParams
+
+MAX_FRAME_BYTES = 64 << 20
+LENGTH = struct.Struct("<I")
+
+# request_id, sequence_index, num_tokens, num_prompt_tokens, num_cached_tokens, stop_token_id,
+# num_logprobs, num_prompt_logprobs, finish_reason
+RECORD = struct.Struct("<QIIIIiIIB3x")
+# token_id, logprob, rank
+LOGPROB = struct.Struct("<ifi")
+
+FINISH_REASONS = (None, "stop", "length", "abort", "error")
+
+
+class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
+    """A request: token_ids is int32 little-endian."""
+
+    id: int
+    token_ids: bytes
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: int = 0
+
+
+class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    """Stop these requests; each still gets its last record."""
+
+    ids: list[int]
+
+
+class GetStats(msgspec.Struct, tag="get_stats", array_like=True, frozen=True):
+    """Ask for Stats."""
+
+    token: int
+
+
+class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", array_like=True, frozen=True):
+    """Forget every cached block that nobody holds."""
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """First frame of a connection, sent once the engine is ready."""
+
+    connection: int
+    vocab_size: int
+    max_model_len: int
+
+
+class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
+    """What one engine step produced for this worker."""
+
+    records: bytes
+    token_ids: bytes
+    logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
+    errors: dict[int, str] = {}
+
+
+class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
+    """A submit that the engine did not accept: kind is a class name of octavo.errors."""
+
+    id: int
+    kind: str
+    message: str
+
+
+class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
+    """Counters and gauges of the engine by name, answering GetStats."""
+
+    token: int
+    values: dict[str, float]
+
+
+ToEngine = Submit | Abort | GetStats | ResetPrefixCache
+ToWorker = Welcome | Outputs | Refused | Stats

@@ -1,0 +1,1 @@
+"""Finding a model and reading what it consists of: configuration, weights, tokenizer, template."""

@@ -1,0 +1,1 @@
+"""The HTTP server: Falcon resources under gunicorn with gevent workers."""
