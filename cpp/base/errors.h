@@ -42,6 +42,12 @@ class QueueFullError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The engine takes no requests: it is shutting down, or its device is lost.
+class NotReadyError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // The device failed. `sticky` errors leave the device unusable: the engine must be started again.
 class DeviceError : public std::runtime_error {
  public:
