@@ -1,0 +1,24 @@
+// A request as it is submitted, and the words that the scheduler and its users share. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sched/sampling_params.h"
+
+namespace octavo {
+
+enum class SchedulingPolicy : uint8_t { kFcfs, kPriority };
+
+enum class FinishReason : uint8_t { kNone = 0, kStop = 1, kLength = 2, kAbort = 3, kError = 4 };
+
+// A request as Python submits it.
+struct Request {
+  uint64_t id = 0;  // unique among live requests; bits 48..63 name the connection outputs go to
+  std::vector<int32_t> token_ids;
+  SamplingParams sampling;
+  int32_t priority = 0;     // lower runs first under SchedulingPolicy::kPriority
+  uint64_t cache_salt = 0;  // separates tenants in the prefix cache
+};
+
+}  // namespace octavo

@@ -1,0 +1,149 @@
+// Decides what each step computes, and what its results mean. Knows no device and no thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kv/block_manager.h"
+#include "sched/output_sink.h"
+#include "sched/scheduled_batch.h"
+#include "sched/sequence.h"
+#include "sched/waiting_queue.h"
+
+namespace octavo {
+
+struct SchedulerOptions {
+  BlockManagerOptions blocks;
+  int64_t vocab_size = 0;
+  int64_t max_model_len = 0;
+  int32_t max_num_seqs = 64;
+  int64_t max_num_batched_tokens = 2048;
+  bool enable_chunked_prefill = true;
+  SchedulingPolicy policy = SchedulingPolicy::kFcfs;
+  uint64_t seed = 0;
+  std::vector<int32_t> eos_token_ids;
+};
+
+// Gauges, and counters since construction.
+struct SchedulerStats {
+  int64_t num_waiting = 0;  // sequences, preempted ones included
+  int64_t num_running = 0;
+  int64_t num_waiting_requests = 0;  // requests of which no sequence was ever admitted
+  int64_t num_waiting_tokens = 0;    // of their prompts
+  int64_t num_prompt_tokens = 0;
+  int64_t num_generation_tokens = 0;
+  int64_t num_prefix_query_tokens = 0;
+  int64_t num_prefix_hit_tokens = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
+};
+
+// A step is schedule() and then, with its result, update() - or fail() when there is none. Nothing
+// else may be called in between. Every sequence that add() makes is emitted to the sink with a
+// finish reason exactly once.
+class Scheduler {
+ public:
+  // Throws: ConfigError. `sink` must outlive the scheduler.
+  Scheduler(const SchedulerOptions& options, OutputSink& sink);
+
+  // Tokens that prompt and output may have together: the smaller of the option and what all blocks
+  // together hold, so that one sequence alone always fits.
+  int64_t max_model_len() const { return max_model_len_; }
+
+  // Adds a request with its n sequences; if host memory is short they end at once with kError.
+  // Requires: the id is not live, 1 <= prompt tokens < max_model_len(), parameters in range.
+  void add(Request&& request);
+
+  // Finishes what is left of a request. Unknown ids are ignored.
+  void abort(uint64_t request_id);
+
+  // Finishes every sequence. `error` goes with kError.
+  void finish_all(FinishReason reason, const char* error);
+
+  void reset_prefix_cache() { blocks_.reset_prefix_cache(); }
+
+  // Fills the next step's batch, decodes first. Empty only when nothing is live.
+  void schedule(ScheduledBatch& batch);
+
+  // Takes in the result of the batch that the last schedule() filled. Throws: CheckError, without
+  // having changed anything, when the result does not fit the batch.
+  void update(const ScheduledBatch& batch, const StepResult& result);
+
+  // Ends the sequences of the last scheduled batch with kError and forgets what they computed.
+  void fail(const char* error);
+
+  bool has_live() const { return !groups_.empty(); }
+  SchedulerStats stats() const;
+  const BlockManager& blocks() const { return blocks_; }
+
+  // Swaps in the ids of the requests that ended since the last call. `ids` is emptied first.
+  void take_finished(std::vector<uint64_t>& ids);
+
+  // Throws CheckError if any count, state, slot or reference is inconsistent. For tests.
+  void self_check() const;
+
+ private:
+  Rank rank_of(const Request& request, int32_t index);
+  std::unique_ptr<SequenceGroup> make_group(const Request& request);
+  SequenceGroup& adopt(Request&& request);
+  void shed(const Request& request);
+
+  void schedule_decodes(ScheduledBatch& batch);
+  void schedule_prefills(ScheduledBatch& batch);
+  void admit_waiting(ScheduledBatch& batch);
+  bool try_admit(Sequence& sequence, ScheduledBatch& batch);
+  void start(Sequence& sequence, const PrefixMatch& match);
+  PrefixMatch find_prefix(Sequence& sequence);
+  void reserve_memory(Sequence& sequence) const;
+  bool make_room(Sequence& sequence);
+  void preempt(Sequence& sequence);
+  void push_scheduled(Sequence& sequence, int64_t num_tokens, ScheduledBatch& batch);
+  void count_first_admission(Sequence& sequence, int64_t num_cached);
+
+  void update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
+                       const StepResult& result);
+  void advance(Sequence& sequence, int64_t num_tokens);
+  std::span<const LogprobEntry> new_prompt_logprobs(Sequence& sequence,
+                                                    const ScheduledSequence& row,
+                                                    std::span<const LogprobEntry> entries) const;
+  FinishReason append_token(Sequence& sequence, int32_t token_id);
+  bool is_end(const Sequence& sequence, int32_t token_id) const;
+  void end(Sequence& sequence, FinishReason reason, const char* error);
+  void finish(Sequence& sequence, FinishReason reason);
+  void release_siblings(SequenceGroup& group);
+  void collect_finished();
+
+  const SchedulerOptions options_;
+  OutputSink& sink_;
+  BlockManager blocks_;
+  const int64_t max_model_len_;
+
+  std::unordered_map<uint64_t, std::unique_ptr<SequenceGroup>> groups_;  // by request id
+  WaitingQueue waiting_;
+  std::vector<Sequence*> running_;    // by rank
+  std::vector<Sequence*> scheduled_;  // row i of the batch; empty between steps
+  std::vector<int32_t> free_slots_;
+  std::vector<SequenceGroup*> retired_;  // without unfinished sequences, to be destroyed
+  std::vector<uint64_t> finished_ids_;
+
+  int64_t budget_ = 0;             // tokens that the batch being filled has left
+  Rank blocked_rank_;              // the sequence that was last refused for want of blocks ...
+  int64_t blocked_num_free_ = -1;  // ... while this many were free
+
+  uint64_t num_arrivals_ = 0;
+  int64_t num_live_sequences_ = 0;
+  int64_t num_held_siblings_ = 0;  // waiting outside the queue for sequence 0 of their group
+  SchedulerStats stats_;
+};
+
+// Throws CheckError unless `result` has a row for each of the batch's sequences.
+void check_step_result(const ScheduledBatch& batch, const StepResult& result);
+
+// The seed of sequence `index` of a request: two sequences, or two requests whose seeds are close,
+// share no stream of random numbers.
+uint64_t sequence_seed(uint64_t request_seed, int32_t index);
+
+}  // namespace octavo
