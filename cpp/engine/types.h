@@ -6,11 +6,9 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "sched/sampling_params.h"
+#include "sched/request.h"
 
 namespace octavo {
-
-enum class SchedulingPolicy : uint8_t { kFcfs, kPriority };
 
 struct EngineConfig {
   BackendOptions backend;
@@ -29,25 +27,17 @@ struct EngineConfig {
   SchedulingPolicy scheduling_policy = SchedulingPolicy::kFcfs;
   int64_t max_num_queued_reqs = 4096;
   int64_t max_num_queued_tokens = 16 << 20;
+  int64_t max_pending_output_bytes = 256 << 20;  // not taken; beyond it requests are aborted
 
   uint64_t seed = 0;
   uint64_t prefix_cache_secret[2] = {0, 0};  // key of the block hashes, fresh each boot
   std::vector<int32_t> eos_token_ids;
 };
 
-enum class FinishReason : uint8_t { kNone = 0, kStop = 1, kLength = 2, kAbort = 3, kError = 4 };
-
-// A request as Python submits it.
-struct Request {
-  uint64_t id = 0;  // unique among live requests; bits 48..63 name the connection outputs go to
-  std::vector<int32_t> token_ids;
-  SamplingParams sampling;
-  int32_t priority = 0;      // lower runs first under SchedulingPolicy::kPriority
-  uint64_t cache_salt = 0;   // separates tenants in the prefix cache
-};
-
-// Tokens of one sequence produced since its last record. Fixed layout: Python unpacks an array of
-// these as little-endian "<QIIIIiIIB3x" (40 bytes).
+// Tokens of one sequence produced in one step: the id that ends it is among them. A batch may hold
+// several records of a sequence, in order. Prompt log-probabilities are the request's: the records
+// of sequence 0 carry them. Fixed layout: Python unpacks an array of these as little-endian
+// "<QIIIIiIIB3x" (40 bytes).
 struct OutputRecord {
   uint64_t request_id;
   uint32_t sequence_index;   // 0 .. n - 1
@@ -74,8 +64,8 @@ struct OutputBatch {
 
 // Counters and gauges; a consistent snapshot of the last step.
 struct EngineStats {
-  int64_t num_waiting = 0;
-  int64_t num_running = 0;
+  int64_t num_waiting = 0;  // sequences, preempted ones and the inbox included
+  int64_t num_running = 0;  // sequences
   int64_t num_blocks = 0;
   int64_t num_free_blocks = 0;  // including cached blocks nobody holds
   int64_t num_cached_blocks = 0;
@@ -92,6 +82,7 @@ struct EngineStats {
   double step_seconds = 0;       // total time inside steps
   double device_seconds = 0;     // of it inside StepRunner::run
   int64_t heartbeat_ns = 0;      // CLOCK_MONOTONIC of the last step or idle tick
+  bool is_healthy = true;        // false: the device is lost, nothing will be computed any more
 };
 
 }  // namespace octavo

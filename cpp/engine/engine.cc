@@ -1,0 +1,291 @@
+#include "engine/engine.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "base/errors.h"
+#include "engine/validate_request.h"
+
+namespace octavo {
+namespace {
+
+using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
+
+// How long the idle engine sleeps between heartbeats.
+constexpr std::chrono::milliseconds kIdleTick{50};
+
+constexpr const char* kShutdownReason = "The server is shutting down.";
+constexpr const char* kLostReason = "The engine failed and has to be started again.";
+constexpr const char* kStepError = "The engine failed while it served this request.";
+
+SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_size,
+                                   int64_t num_blocks) {
+  SchedulerOptions options;
+  options.blocks.num_blocks = num_blocks;
+  options.blocks.block_size = config.block_size;
+  options.blocks.enable_prefix_caching = config.enable_prefix_caching;
+  options.blocks.secret = {config.prefix_cache_secret[0], config.prefix_cache_secret[1]};
+  options.vocab_size = vocab_size;
+  options.max_model_len = config.max_model_len;
+  options.max_num_seqs = config.max_num_seqs;
+  options.max_num_batched_tokens = config.max_num_batched_tokens;
+  options.enable_chunked_prefill = config.enable_chunked_prefill;
+  options.policy = config.scheduling_policy;
+  options.seed = config.seed;
+  options.eos_token_ids = config.eos_token_ids;
+  return options;
+}
+
+// Checkpoints may name end ids that the logits do not reach. They can never be sampled, and the
+// sampler must not be asked to ban them.
+EngineConfig with_reachable_eos(EngineConfig config, int64_t vocab_size) {
+  std::erase_if(config.eos_token_ids,
+                [vocab_size](int32_t id) { return id < 0 || id >= vocab_size; });
+  return config;
+}
+
+int64_t nanoseconds(Clock::time_point time) {
+  return std::chrono::nanoseconds(time.time_since_epoch()).count();
+}
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Signals are for the threads of the process that wait for them, except those that a thread's own
+// fault raises.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t signals;
+    sigfillset(&signals);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&signals, fault);
+    pthread_sigmask(SIG_SETMASK, &signals, &previous_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t previous_;
+};
+
+}  // namespace
+
+Engine::Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_blocks,
+               std::unique_ptr<StepRunner> runner)
+    : config_(with_reachable_eos(config, vocab_size)),
+      vocab_size_(vocab_size),
+      runner_(std::move(runner)),
+      queue_(config_.max_num_queued_reqs, config_.max_num_queued_tokens),
+      scheduler_(scheduler_options(config_, vocab_size, num_blocks), outbox_) {
+  publish_stats(scheduler_.stats());
+}
+
+Engine::~Engine() { shutdown(); }
+
+void Engine::start() {
+  const SignalsBlocked blocked;  // the new thread inherits the mask
+  thread_ = std::thread([this] { run_thread(); });
+  pthread_setname_np(thread_.native_handle(), "octavo-engine");
+}
+
+void Engine::submit(Request request) {
+  validate_request(request, {vocab_size_, max_model_len(), config_.eos_token_ids});
+  queue_.submit(std::move(request));
+}
+
+void Engine::abort(uint64_t request_id) { queue_.abort(request_id); }
+
+void Engine::reset_prefix_cache() { queue_.reset_prefix_cache(); }
+
+bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout) {
+  return outbox_.take(batches, timeout);
+}
+
+int Engine::output_fd() const { return outbox_.fd(); }
+
+EngineStats Engine::stats() const {
+  const int64_t num_inbox_sequences = queue_.num_inbox_sequences();
+  const std::lock_guard lock(mutex_);
+  EngineStats stats = stats_;
+  stats.num_waiting += num_inbox_sequences;
+  stats.heartbeat_ns = heartbeat_ns_.load(std::memory_order_relaxed);
+  stats.is_healthy = is_healthy();
+  return stats;
+}
+
+bool Engine::is_healthy() const { return is_healthy_.load(std::memory_order_acquire); }
+
+std::string Engine::last_error() const {
+  const std::lock_guard lock(mutex_);
+  return last_error_;
+}
+
+void Engine::set_heartbeat(std::atomic<int64_t>* heartbeat) {
+  heartbeat_.store(heartbeat, std::memory_order_release);
+}
+
+void Engine::shutdown() {
+  std::call_once(shutdown_once_, [this] {
+    queue_.close(kShutdownReason);
+    if (thread_.joinable()) {
+      thread_.join();
+    } else {
+      finish();
+    }
+  });
+}
+
+void Engine::run_thread() {
+  while (!queue_.is_closed()) {
+    if (!step()) queue_.wait(kIdleTick);
+  }
+  finish();
+}
+
+bool Engine::step() {
+  try {
+    return step_once();
+  } catch (const std::exception& error) {
+    // Not a step that failed but the engine's own state: nothing computed from it can be trusted.
+    // finish() ends the requests, as far as that state allows.
+    is_healthy_.store(false, std::memory_order_release);
+    queue_.close(kLostReason);
+    note_error(error.what());
+  }
+  return false;
+}
+
+bool Engine::step_once() {
+  const Clock::time_point begin = Clock::now();
+  beat();
+  drain();
+  scheduler_.schedule(batch_);
+  const bool has_work = !batch_.sequences.empty();
+  if (has_work) {
+    run_and_update();
+    ++step_stats_.num_steps;
+    step_stats_.step_seconds += seconds_since(begin);
+  }
+  publish();
+  return has_work;
+}
+
+void Engine::drain() {
+  queue_.drain(commands_);
+  for (Command& command : commands_) {
+    switch (command.kind) {
+      case Command::Kind::kSubmit:
+        scheduler_.add(std::move(*command.request));
+        break;
+      case Command::Kind::kAbort:
+        scheduler_.abort(command.request_id);
+        break;
+      case Command::Kind::kResetPrefixCache:
+        scheduler_.reset_prefix_cache();
+        break;
+    }
+  }
+  commands_.clear();
+}
+
+void Engine::run_and_update() {
+  const Clock::time_point begin = Clock::now();
+  try {
+    runner_->run(batch_, result_);
+    check_step_result(batch_, result_);
+  } catch (const DeviceError& error) {
+    if (error.sticky) return lose_device(error.what());
+    return fail_step(error.what());
+  } catch (const std::exception& error) {
+    return fail_step(error.what());
+  } catch (...) {
+    return fail_step("unknown exception");
+  }
+  step_stats_.device_seconds += seconds_since(begin);
+  scheduler_.update(batch_, result_);
+}
+
+void Engine::fail_step(const std::string& cause) {
+  note_error(cause);
+  scheduler_.fail(kStepError);
+}
+
+void Engine::lose_device(const std::string& cause) {
+  is_healthy_.store(false, std::memory_order_release);
+  queue_.close(kLostReason);
+  note_error(cause);
+  end_all();
+}
+
+void Engine::note_error(const std::string& cause) {
+  const std::lock_guard lock(mutex_);
+  last_error_ = cause;
+}
+
+// The inbox learns which ids are free, and the gauges move, before the last record of a request can
+// be seen: whoever takes it may submit the id again and finds the blocks given back.
+void Engine::publish() {
+  const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
+  if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
+  scheduler_.take_finished(finished_ids_);
+  const SchedulerStats stats = scheduler_.stats();
+  queue_.settle({stats.num_waiting_requests, stats.num_waiting_tokens, stats.num_waiting},
+                finished_ids_, is_stalled);
+  publish_stats(stats);
+  outbox_.publish();
+}
+
+void Engine::publish_stats(const SchedulerStats& stats) {
+  const BlockManager& blocks = scheduler_.blocks();
+  step_stats_.num_waiting = stats.num_waiting;
+  step_stats_.num_running = stats.num_running;
+  step_stats_.num_blocks = blocks.num_blocks();
+  step_stats_.num_free_blocks = blocks.num_free_blocks();
+  step_stats_.num_cached_blocks = blocks.num_cached_blocks();
+  step_stats_.num_prompt_tokens = stats.num_prompt_tokens;
+  step_stats_.num_generation_tokens = stats.num_generation_tokens;
+  step_stats_.num_prefix_query_tokens = stats.num_prefix_query_tokens;
+  step_stats_.num_prefix_hit_tokens = stats.num_prefix_hit_tokens;
+  step_stats_.num_preemptions = stats.num_preemptions;
+  std::ranges::copy(stats.num_finished, step_stats_.num_finished);
+  step_stats_.max_model_len = max_model_len();
+  const std::lock_guard lock(mutex_);
+  stats_ = step_stats_;
+}
+
+// The last words: every request that is left ends, and the consumer learns that nothing follows.
+void Engine::finish() {
+  try {
+    end_all();  // before drain(), which may not run in the middle of a step that broke off
+    drain();
+    end_all();
+    publish();
+  } catch (const std::exception& error) {
+    is_healthy_.store(false, std::memory_order_release);
+    note_error(error.what());
+  }
+  outbox_.close();
+}
+
+void Engine::end_all() {
+  if (is_healthy()) {
+    scheduler_.finish_all(FinishReason::kAbort, nullptr);
+  } else {
+    scheduler_.finish_all(FinishReason::kError, kStepError);
+  }
+}
+
+void Engine::beat() {
+  const int64_t now_ns = nanoseconds(Clock::now());
+  heartbeat_ns_.store(now_ns, std::memory_order_relaxed);
+  std::atomic<int64_t>* heartbeat = heartbeat_.load(std::memory_order_acquire);
+  if (heartbeat != nullptr) heartbeat->store(now_ns, std::memory_order_relaxed);
+}
+
+}  // namespace octavo

@@ -1,0 +1,125 @@
+// The engine: one thread that turns submitted requests into output records by the five-verb step
+// drain -> schedule -> run -> update -> publish. See cpp/README.md for threads and ownership.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/outbox.h"
+#include "engine/request_queue.h"
+#include "engine/types.h"
+#include "runner/step_runner.h"
+#include "sched/scheduler.h"
+
+namespace octavo {
+
+// Every public method may be called from any thread, with these exceptions: start() and the
+// destructor once, from the owner; take_outputs() from one thread at a time; step() only by a
+// caller that never calls start(). A step that fails ends its own requests with kError and no more;
+// only a sticky DeviceError, or a broken invariant of the engine itself, loses the device.
+class Engine {
+ public:
+  // The runner is loaded, warmed up and bound to a KV cache of `num_blocks` blocks.
+  // Requires: config.max_model_len > 0. Throws: ConfigError.
+  Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_blocks,
+         std::unique_ptr<StepRunner> runner);
+  ~Engine();  // shutdown()
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Starts the engine thread. Requests submitted before wait for it.
+  void start();
+
+  // Queues a request. Once this returns, each of the request's n sequences gets exactly one record
+  // with a finish reason. Throws: InvalidRequestError, QueueFullError, and NotReadyError when the
+  // engine has shut down or its device is lost.
+  void submit(Request request);
+
+  // Ends a request; its sequences that still live finish with kAbort. Unknown or finished ids are
+  // ignored, so that a late abort is harmless.
+  void abort(uint64_t request_id);
+
+  // Forgets every cached block that nobody holds, and the content of held ones for later requests.
+  // Takes effect at the next step.
+  void reset_prefix_cache();
+
+  // Waits until outputs are there and swaps them into `batches`, one OutputBatch a connection. Pass
+  // the same vector each time: its buffers are reused. Empty after the time-out. False, with
+  // `batches` empty, once the engine has shut down and every output was taken.
+  bool take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout);
+
+  // An eventfd, owned by the engine, that is readable while outputs wait and for good after
+  // shutdown. take_outputs() clears it: callers only poll it.
+  int output_fd() const;
+
+  // Tokens that prompt and output may have together: config.max_model_len, or what all blocks hold
+  // if that is less.
+  int64_t max_model_len() const { return scheduler_.max_model_len(); }
+
+  // Snapshot of the last step. weight_bytes and kv_cache_bytes are the runner's to fill in.
+  EngineStats stats() const;
+
+  // False once the device is lost: every request has ended with kError, submit() refuses, and
+  // take_outputs() ends as after shutdown(). The process should be started again.
+  bool is_healthy() const;
+
+  // What the last failed step or lost device said, for the operator's log; empty if none. Never for
+  // users: it may name internals.
+  std::string last_error() const;
+
+  // Also stores CLOCK_MONOTONIC ns there at each step and idle tick (every 100 ms or less).
+  // `heartbeat` must stay valid until shutdown() has returned.
+  void set_heartbeat(std::atomic<int64_t>* heartbeat);
+
+  // Aborts what waits and runs, publishes the last records and joins the thread. Idempotent.
+  void shutdown();
+
+  // One step on the calling thread; false if there was nothing to run. For tests and tools.
+  bool step();
+
+ private:
+  void run_thread();
+  bool step_once();
+  void drain();
+  void run_and_update();
+  void fail_step(const std::string& cause);
+  void lose_device(const std::string& cause);
+  void note_error(const std::string& cause);
+  void publish();
+  void publish_stats(const SchedulerStats& stats);
+  void finish();
+  void end_all();
+  void beat();
+
+  const EngineConfig config_;
+  const int64_t vocab_size_;
+  std::unique_ptr<StepRunner> runner_;
+  RequestQueue queue_;
+  Outbox outbox_;
+
+  // Touched by the engine thread only.
+  Scheduler scheduler_;
+  std::vector<Command> commands_;
+  ScheduledBatch batch_;
+  StepResult result_;
+  std::vector<uint64_t> finished_ids_;
+  EngineStats step_stats_;
+
+  mutable std::mutex mutex_;
+  EngineStats stats_;  // guarded by mutex_, as all of this group
+  std::string last_error_;
+
+  std::atomic<bool> is_healthy_{true};
+  std::atomic<int64_t> heartbeat_ns_{0};
+  std::atomic<std::atomic<int64_t>*> heartbeat_{nullptr};
+  std::once_flag shutdown_once_;
+  std::thread thread_;
+};
+
+}  // namespace octavo

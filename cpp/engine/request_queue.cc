@@ -1,0 +1,99 @@
+#include "engine/request_queue.h"
+
+#include <utility>
+
+#include "base/errors.h"
+
+namespace octavo {
+
+void RequestQueue::submit(Request request) {
+  auto owned = std::make_unique<Request>(std::move(request));
+  const std::lock_guard lock(mutex_);
+  refuse_unless_room(*owned);
+  const uint64_t id = owned->id;
+  if (!live_ids_.insert(id).second) {
+    throw InvalidRequestError("A request with this id is running already.");
+  }
+  const int64_t num_tokens = std::ssize(owned->token_ids);
+  const int64_t num_sequences = owned->sampling.n;
+  try {
+    push({Command::Kind::kSubmit, id, std::move(owned)});
+  } catch (...) {
+    live_ids_.erase(id);
+    throw;
+  }
+  ++inbox_load_.num_requests;
+  inbox_load_.num_tokens += num_tokens;
+  inbox_load_.num_sequences += num_sequences;
+}
+
+void RequestQueue::refuse_unless_room(const Request& request) const {
+  if (closed_reason_ != nullptr) throw NotReadyError(closed_reason_);
+  if (is_output_stalled_) {
+    throw QueueFullError("The server cannot deliver outputs fast enough. Try again later.");
+  }
+  const int64_t num_requests = inbox_load_.num_requests + scheduler_load_.num_requests;
+  const int64_t num_tokens = inbox_load_.num_tokens + scheduler_load_.num_tokens;
+  // An empty queue takes any one request, however long: refusing it for ever would help nobody.
+  const bool has_token_room =
+      num_requests == 0 || num_tokens + std::ssize(request.token_ids) <= max_num_tokens_;
+  if (num_requests >= max_num_requests_ || !has_token_room) {
+    throw QueueFullError("Too many requests are waiting. Try again later.");
+  }
+}
+
+void RequestQueue::push(Command command) {
+  commands_.push_back(std::move(command));
+  changed_.notify_one();
+}
+
+void RequestQueue::abort(uint64_t request_id) {
+  const std::lock_guard lock(mutex_);
+  if (live_ids_.contains(request_id)) push({Command::Kind::kAbort, request_id, nullptr});
+}
+
+void RequestQueue::reset_prefix_cache() {
+  const std::lock_guard lock(mutex_);
+  push({Command::Kind::kResetPrefixCache, 0, nullptr});
+}
+
+void RequestQueue::close(const char* reason) {
+  const std::lock_guard lock(mutex_);
+  if (closed_reason_ == nullptr) closed_reason_ = reason;
+  changed_.notify_one();
+}
+
+void RequestQueue::drain(std::vector<Command>& commands) {
+  commands.clear();
+  const std::lock_guard lock(mutex_);
+  commands.swap(commands_);
+  scheduler_load_.num_requests += inbox_load_.num_requests;
+  scheduler_load_.num_tokens += inbox_load_.num_tokens;
+  inbox_load_ = {};
+}
+
+void RequestQueue::wait(std::chrono::nanoseconds timeout) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, timeout,
+                    [this] { return !commands_.empty() || closed_reason_ != nullptr; });
+}
+
+void RequestQueue::settle(const QueueLoad& scheduler_load, std::span<const uint64_t> finished_ids,
+                          bool is_output_stalled) {
+  const std::lock_guard lock(mutex_);
+  scheduler_load_ = scheduler_load;
+  is_output_stalled_ = is_output_stalled;
+  for (const uint64_t id : finished_ids) live_ids_.erase(id);
+}
+
+bool RequestQueue::is_closed() const {
+  const std::lock_guard lock(mutex_);
+  return closed_reason_ != nullptr;
+}
+
+int64_t RequestQueue::num_inbox_sequences() const {
+  const std::lock_guard lock(mutex_);
+  return inbox_load_.num_sequences;
+}
+
+}  // namespace octavo

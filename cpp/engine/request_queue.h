@@ -1,0 +1,81 @@
+// The engine's inbox: what any thread asks for, in order, until the engine thread drains it.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <unordered_set>
+#include <vector>
+
+#include "sched/request.h"
+
+namespace octavo {
+
+// What the limits of max_num_queued_reqs and max_num_queued_tokens count.
+struct QueueLoad {
+  int64_t num_requests = 0;
+  int64_t num_tokens = 0;  // of the prompts
+  int64_t num_sequences = 0;
+};
+
+struct Command {
+  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache };
+
+  Kind kind = Kind::kSubmit;
+  uint64_t request_id = 0;
+  std::unique_ptr<Request> request;  // with kSubmit
+};
+
+// Many producers, one consumer. Bounded: the limits count requests that were never admitted,
+// whether they are still here or in the scheduler, which reports its share by settle().
+class RequestQueue {
+ public:
+  RequestQueue(int64_t max_num_requests, int64_t max_num_tokens)
+      : max_num_requests_(max_num_requests), max_num_tokens_(max_num_tokens) {}
+
+  // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
+  // NotReadyError after close().
+  void submit(Request request);
+  void abort(uint64_t request_id);
+  void reset_prefix_cache();
+
+  // From now on submit() refuses. The consumer sees what was accepted before.
+  void close(const char* reason);
+
+  // The rest is the consumer's.
+
+  // Swaps in the commands that came since the last call. `commands` is emptied first.
+  void drain(std::vector<Command>& commands);
+
+  // Returns when a command is there or the queue is closed, at the latest after `timeout`.
+  void wait(std::chrono::nanoseconds timeout);
+
+  // After a step: what waits in the scheduler, which ids are free again, and whether outputs pile
+  // up untaken, in which case submit() refuses.
+  void settle(const QueueLoad& scheduler_load, std::span<const uint64_t> finished_ids,
+              bool is_output_stalled);
+
+  bool is_closed() const;
+  int64_t num_inbox_sequences() const;
+
+ private:
+  void refuse_unless_room(const Request& request) const;
+  void push(Command command);
+
+  const int64_t max_num_requests_;
+  const int64_t max_num_tokens_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Command> commands_;
+  std::unordered_set<uint64_t> live_ids_;
+  QueueLoad inbox_load_;
+  QueueLoad scheduler_load_;
+  bool is_output_stalled_ = false;
+  const char* closed_reason_ = nullptr;
+};
+
+}  // namespace octavo
