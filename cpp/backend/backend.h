@@ -24,6 +24,7 @@ struct BackendOptions {
   DType weight_dtype = DType::kBFloat16;  // float32, bfloat16 or float16; quantised weights that a
                                           // backend keeps quantised are not affected
   int32_t num_threads = 0;                // CPU; 0 = the cores this process may run on
+  std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
 };
@@ -176,15 +177,22 @@ class Backend {
   virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                               const AttentionParams& params, KVCache& cache) = 0;
   // Causal attention of the queries in qkv over the paged cache. out [T, num_q_heads * head_dim].
-  virtual void attention(TensorView qkv, const ForwardInputs& inputs,
-                         const AttentionParams& params, const KVCache& cache, TensorView out) = 0;
+  virtual void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
+                         const KVCache& cache, TensorView out) = 0;
   // out = silu(gate) * up with gate_up [T, 2 * intermediate], gate first.
   virtual void silu_mul(TensorView gate_up, TensorView out) = 0;
   // out[i] = x[indices[i]]. out [num_logits, hidden].
   virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
 
-  // Samples each row of logits (float32 [rows.size(), vocab], overwritten) and appends log-probs
-  // to `result` in row order: result.token_ids[row.batch_row] is set for rows that draw.
+  // Samples each row of logits (float32 [rows.size(), vocab], overwritten). Rows that draw set
+  // result.token_ids[row.batch_row] and append 1 + sampling->logprobs entries to result.logprobs;
+  // rows with a target append 1 + sampling->prompt_logprobs to result.prompt_logprobs; none where
+  // that parameter is negative. Entries come in row order, so the caller knows the offsets from the
+  // parameters alone. Rank counts equal logits by id. A row that holds a NaN or an infinite
+  // maximum, or whose rules leave no token, sets result.is_invalid[row.batch_row] and appends its
+  // entries all the same, with id -1.
+  // Requires: rows ascend by batch_row, targets before the draw; result.token_ids and is_invalid
+  // hold an element for each sequence; the wanted numbers of log-probs are at most vocab.
   virtual void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) = 0;
 };
 

@@ -1,0 +1,14 @@
+// The factory that cuda/ provides to create_backend() in builds with CUDA.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace octavo {
+
+// Requires: options.device is "cuda" or "cuda:<index>". Throws ConfigError when that device is
+// absent.
+std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
+
+}  // namespace octavo

@@ -1,0 +1,200 @@
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "backend/cpu_backend.h"
+#include "base/check.h"
+#include "base/dequantize.h"
+#include "base/errors.h"
+#include "cpu/host_memory.h"
+#include "cpu/packed_weight.h"
+#include "cpu/zero_pages.h"
+
+namespace octavo::cpu {
+namespace {
+
+class HostBuffer final : public DeviceBuffer {
+ public:
+  explicit HostBuffer(int64_t size_bytes) : pages_(size_bytes) {}
+  void* data() const override { return pages_.data(); }
+  int64_t size_bytes() const override { return pages_.size_bytes(); }
+
+ private:
+  ZeroPages pages_;
+};
+
+DType checked_weight_dtype(DType dtype) {
+  if (dtype != DType::kFloat32 && dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
+    throw ConfigError("weights cannot be kept in " + std::string(dtype_info(dtype).name));
+  }
+  return dtype;
+}
+
+const PackedWeight& packed(const LinearWeight& weight) {
+  return static_cast<const PackedWeight&>(weight);
+}
+PackedWeight& packed(LinearWeight& weight) { return static_cast<PackedWeight&>(weight); }
+
+float* row_of(const TensorView& view, int64_t row) {
+  return view.as<float>() + row * view.row_stride;
+}
+
+void check_float32(std::initializer_list<TensorView> views) {
+  for (const TensorView& view : views) {
+    check(view.dtype == DType::kFloat32 && view.rank == 2, "a float32 matrix is expected");
+  }
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : isa_(choose_isa(options.cpu_isa)),
+      weight_dtype_(checked_weight_dtype(options.weight_dtype)),
+      kernels_(kernels_for(isa_)),
+      pool_(options.num_threads),
+      linear_(kernels_, pool_),
+      attention_(kernels_, pool_),
+      sampler_(kernels_, pool_) {}
+
+DeviceInfo CpuBackend::device_info() const {
+  const HostMemory memory = host_memory();
+  const int threads = pool_.num_threads();
+  return {"cpu (" + std::string(isa_name(isa_)) + ", " + std::to_string(threads) +
+              (threads == 1 ? " thread)" : " threads)"),
+          memory.total_bytes, memory.free_bytes};
+}
+
+std::unique_ptr<DeviceBuffer> CpuBackend::allocate(int64_t size_bytes) {
+  return std::make_unique<HostBuffer>(size_bytes);
+}
+
+void CpuBackend::copy_to_device(void* device, const void* host, int64_t size_bytes) {
+  if (size_bytes > 0) std::memcpy(device, host, static_cast<size_t>(size_bytes));
+}
+
+void CpuBackend::copy_to_host(void* host, const void* device, int64_t size_bytes) {
+  if (size_bytes > 0) std::memcpy(host, device, static_cast<size_t>(size_bytes));
+}
+
+std::unique_ptr<LinearWeight> CpuBackend::create_linear(int64_t out_features, int64_t in_features,
+                                                        bool has_bias) {
+  return std::make_unique<PackedWeight>(out_features, in_features, has_bias);
+}
+
+void CpuBackend::load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) {
+  packed(weight).load_rows(kernels_, panel_format(weight_dtype_), row_begin, view);
+}
+
+void CpuBackend::load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) {
+  packed(weight).load_bias(row_begin, view);
+}
+
+int64_t CpuBackend::linear_bytes(int64_t out_features, int64_t in_features,
+                                 DType /*source_dtype*/) const {
+  const int64_t num_panels = (out_features + kPanelRows - 1) / kPanelRows;
+  return num_panels * panel_bytes(panel_format(weight_dtype_), in_features);
+}
+
+void CpuBackend::load_vector(float* out, const WeightView& view) {
+  dequantize(view.dtype, view.data, view.rows * view.cols, out);
+}
+
+std::unique_ptr<KVCache> CpuBackend::create_kv_cache(const KVCacheSpec& spec) {
+  return std::make_unique<KVMemory>(spec);
+}
+
+template <typename Body>
+void CpuBackend::for_rows(int64_t rows, int64_t row_floats, const Body& body) {
+  // A task of this many floats takes about as long as handing it to another thread.
+  constexpr int64_t kFloatsPerTask = 8192;
+  const int64_t rows_per_task =
+      std::max<int64_t>(1, kFloatsPerTask / std::max<int64_t>(1, row_floats));
+  pool_.parallel_for((rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
+    const int64_t end = std::min(rows, (task + 1) * rows_per_task);
+    for (int64_t r = task * rows_per_task; r < end; ++r) body(r);
+  });
+}
+
+void CpuBackend::embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) {
+  check_float32({out});
+  const PackedWeight& weight = packed(table);
+  for (int64_t r = 0; r < out.rows(); ++r) {
+    check(token_ids[r] >= 0 && token_ids[r] < weight.out_features(), "token id outside the table");
+  }
+  for_rows(out.rows(), 8 * out.cols(), [&](int64_t r) {
+    const PanelSegment& segment = weight.segment_of(token_ids[r]);
+    const int64_t row = token_ids[r] - segment.row_begin;
+    kernels_.unpack_row[static_cast<int>(segment.format)](
+        segment.panel(row / kPanelRows), row % kPanelRows, weight.in_features(), row_of(out, r));
+  });
+}
+
+void CpuBackend::rms_norm(TensorView x, const float* weight, float eps, TensorView out) {
+  check_float32({x, out});
+  for_rows(x.rows(), x.cols(), [&](int64_t r) {
+    kernels_.rms_norm(row_of(x, r), weight, eps, x.cols(), row_of(out, r));
+  });
+}
+
+void CpuBackend::add_rms_norm(TensorView residual, TensorView delta, const float* weight, float eps,
+                              TensorView out) {
+  check_float32({residual, delta, out});
+  for_rows(residual.rows(), residual.cols(), [&](int64_t r) {
+    kernels_.add(row_of(residual, r), row_of(delta, r), residual.cols());
+    kernels_.rms_norm(row_of(residual, r), weight, eps, residual.cols(), row_of(out, r));
+  });
+}
+
+void CpuBackend::add(TensorView residual, TensorView delta) {
+  check_float32({residual, delta});
+  for_rows(residual.rows(), residual.cols(), [&](int64_t r) {
+    kernels_.add(row_of(residual, r), row_of(delta, r), residual.cols());
+  });
+}
+
+void CpuBackend::linear(const LinearWeight& weight, TensorView x, TensorView out) {
+  linear_.run(packed(weight), x, out);
+}
+
+void CpuBackend::rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
+                                const AttentionParams& params, KVCache& cache) {
+  attention_.rope_and_cache(qkv, rope, inputs, params, static_cast<KVMemory&>(cache));
+}
+
+void CpuBackend::attention(TensorView qkv, const ForwardInputs& inputs,
+                           const AttentionParams& params, const KVCache& cache, TensorView out) {
+  attention_.run(qkv, inputs, params, static_cast<const KVMemory&>(cache), out);
+}
+
+void CpuBackend::silu_mul(TensorView gate_up, TensorView out) {
+  check_float32({gate_up, out});
+  const int64_t size = out.cols();
+  check(gate_up.cols() == 2 * size, "gate_up is not twice as wide as out");
+  // The exponential makes a row of this cost as much as one several times as wide.
+  for_rows(out.rows(), 4 * size, [&](int64_t r) {
+    kernels_.silu_mul(row_of(gate_up, r), row_of(gate_up, r) + size, size, row_of(out, r));
+  });
+}
+
+void CpuBackend::gather_rows(TensorView x, const int32_t* indices, TensorView out) {
+  check_float32({x, out});
+  for_rows(out.rows(), out.cols(), [&](int64_t r) {
+    std::memcpy(row_of(out, r), row_of(x, indices[r]), out.cols() * sizeof(float));
+  });
+}
+
+void CpuBackend::sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) {
+  sampler_.sample(logits, rows, result);
+}
+
+}  // namespace octavo::cpu
+
+namespace octavo {
+
+std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
+  return std::make_unique<cpu::CpuBackend>(options);
+}
+
+}  // namespace octavo

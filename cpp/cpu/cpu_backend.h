@@ -1,0 +1,72 @@
+// The CPU implementation of the device operations. Activations are float32.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "cpu/cpu_features.h"
+#include "cpu/kernels.h"
+#include "cpu/linear.h"
+#include "cpu/paged_attention.h"
+#include "cpu/sampler.h"
+#include "cpu/thread_pool.h"
+
+namespace octavo::cpu {
+
+// Numerics: norms, activation functions, rotary embedding, softmax and every sum are float32. A
+// GEMM multiplies weights as they are stored by activations in float32, except bfloat16 weights on
+// AVX-512 and AMX, where activations are rounded to bfloat16 first. Keys and values are rounded to
+// the cache's type when written and widened when read. Results are bitwise independent of the
+// batch and of the number of threads.
+class CpuBackend final : public Backend {
+ public:
+  // Throws ConfigError.
+  explicit CpuBackend(const BackendOptions& options);
+
+  DeviceInfo device_info() const override;
+  DType activation_dtype() const override { return DType::kFloat32; }
+  DType default_kv_dtype() const override { return weight_dtype_; }
+
+  std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) override;
+  void copy_to_device(void* device, const void* host, int64_t size_bytes) override;
+  void copy_to_host(void* host, const void* device, int64_t size_bytes) override;
+  void synchronize() override {}
+
+  std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
+                                              bool has_bias) override;
+  void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) override;
+  void load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) override;
+  int64_t linear_bytes(int64_t out_features, int64_t in_features,
+                       DType source_dtype) const override;
+  void load_vector(float* out, const WeightView& view) override;
+  std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) override;
+
+  void embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) override;
+  void rms_norm(TensorView x, const float* weight, float eps, TensorView out) override;
+  void add_rms_norm(TensorView residual, TensorView delta, const float* weight, float eps,
+                    TensorView out) override;
+  void add(TensorView residual, TensorView delta) override;
+  void linear(const LinearWeight& weight, TensorView x, TensorView out) override;
+  void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
+                      const AttentionParams& params, KVCache& cache) override;
+  void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
+                 const KVCache& cache, TensorView out) override;
+  void silu_mul(TensorView gate_up, TensorView out) override;
+  void gather_rows(TensorView x, const int32_t* indices, TensorView out) override;
+  void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) override;
+
+ private:
+  // Calls body(row) for every row, on one thread when there is little to do.
+  template <typename Body>
+  void for_rows(int64_t rows, int64_t row_floats, const Body& body);
+
+  const Isa isa_;
+  const DType weight_dtype_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Linear linear_;
+  PagedAttention attention_;
+  Sampler sampler_;
+};
+
+}  // namespace octavo::cpu

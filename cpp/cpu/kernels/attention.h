@@ -1,0 +1,254 @@
+// Causal attention of up to 64 query rows of one KV head over the paged cache, with an online
+// softmax over tiles of 64 keys in ascending position. Q, K, V and the probabilities are float32.
+// Each tile is widened once into scratch ([head_dim][64] keys, [64][head_dim] values) and serves
+// all rows, so that the query heads of a group read the cache once.
+// Bound: fused multiply-add issue for prefill, cache bandwidth for decode.
+// Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace octavo::cpu {
+namespace {
+
+template <typename T>
+void write_kv(const KVHeadView& kv, int64_t slot, const float* key, const float* value) {
+  const int64_t offset = slot / kv.block_size * kv.block_stride_bytes;
+  const int64_t in_block = slot % kv.block_size;
+  T* key_out = reinterpret_cast<T*>(kv.key_base + offset) + in_block;
+  T* value_out = reinterpret_cast<T*>(kv.value_base + offset) + in_block * kv.head_dim;
+  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(key[d], key_out + d * kv.block_size);
+  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(value[d], value_out + d);
+}
+
+struct AttentionScratch {
+  float* q;       // [kQueryRows, padded]
+  float* out;     // [kQueryRows, padded]
+  float* scores;  // [kQueryRows, kKeyTile]
+  float* max;     // [kQueryRows]
+  float* sum;     // [kQueryRows]
+  float* keys;    // [head_dim, kKeyTile]
+  float* values;  // [kKeyTile, padded]
+};
+
+inline AttentionScratch divide_scratch(float* base, int64_t padded) {
+  AttentionScratch s;
+  s.q = base;
+  s.out = s.q + kQueryRows * padded;
+  s.scores = s.out + kQueryRows * padded;
+  s.max = s.scores + kQueryRows * kKeyTile;
+  s.sum = s.max + kQueryRows;
+  s.keys = s.sum + kQueryRows;
+  s.values = s.keys + kKeyTile * padded;
+  return s;
+}
+
+inline int64_t row_position(const AttentionTask& task, int64_t row) {
+  return task.first_position + (task.row_begin + row) / task.group;
+}
+
+inline int64_t row_offset(const AttentionTask& task, int64_t row, int64_t token_stride) {
+  const int64_t absolute = task.row_begin + row;
+  return absolute / task.group * token_stride + absolute % task.group * task.kv.head_dim;
+}
+
+inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
+  const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
+  for (int64_t r = 0; r < task.num_rows; ++r) {
+    const float* q = task.q + row_offset(task, r, task.q_stride);
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const int64_t n = smaller(kLanes, head_dim - d);
+      store(s.q + r * padded + d, load_first(q + d, n));
+      store(s.out + r * padded + d, zero());
+    }
+    s.max[r] = -__builtin_inff();
+    s.sum[r] = 0.0f;
+  }
+}
+
+// Keys of [first, first + n) of one block: columns of the tile.
+template <typename T>
+void gather_keys(const T* block, int64_t block_size, int64_t head_dim, int64_t n, float* out) {
+  for (int64_t d = 0; d < head_dim; ++d) {
+    const T* in = block + d * block_size;
+    float* row = out + d * kKeyTile;
+    int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) store(row + j, load(in + j));
+    for (; j < n; ++j) row[j] = widen(in[j]);
+  }
+}
+
+// Values of the same tokens: rows of the tile, zero from head_dim on.
+template <typename T>
+void gather_values(const T* block, int64_t head_dim, int64_t n, float* out) {
+  const int64_t padded = padded_head_dim(head_dim);
+  for (int64_t j = 0; j < n; ++j) {
+    const T* in = block + j * head_dim;
+    float* row = out + j * padded;
+    int64_t d = 0;
+    for (; d + kLanes <= head_dim; d += kLanes) store(row + d, load(in + d));
+    for (; d < padded; ++d) row[d] = d < head_dim ? widen(in[d]) : 0.0f;
+  }
+}
+
+// Columns of the tile past `count` keep what they held; the mask hides their scores.
+template <typename T>
+void gather_tile(const AttentionTask& task, int64_t begin, int64_t count,
+                 const AttentionScratch& s) {
+  const KVHeadView& kv = task.kv;
+  const int64_t padded = padded_head_dim(kv.head_dim);
+  for (int64_t done = 0; done < count;) {
+    const int64_t position = begin + done, first = position % kv.block_size;
+    const int64_t n = smaller(kv.block_size - first, count - done);
+    const int64_t offset = task.block_table[position / kv.block_size] * kv.block_stride_bytes;
+    gather_keys(reinterpret_cast<const T*>(kv.key_base + offset) + first, kv.block_size,
+                kv.head_dim, n, s.keys + done);
+    gather_values(reinterpret_cast<const T*>(kv.value_base + offset) + first * kv.head_dim,
+                  kv.head_dim, n, s.values + done * padded);
+    done += n;
+  }
+}
+
+// scores[r, j] = q[r] . key[j] for kRows rows from `row` on.
+template <int kRows>
+void score_rows(const AttentionTask& task, const AttentionScratch& s, int64_t row) {
+  const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
+  for (int64_t j = 0; j < kKeyTile; j += kTileVecs * kLanes) {
+    Vec acc[kRows][kTileVecs] = {};
+    multiply_add(s.q + row * padded, padded, s.keys + j, kKeyTile, kLanes, head_dim, acc);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVecs; ++v) {
+        store(s.scores + (row + r) * kKeyTile + j + v * kLanes, acc[r][v]);
+      }
+    }
+  }
+}
+
+// out[r] += sum over j ascending of probability[r, j] * value[j]; out is already rescaled.
+template <int kRows, int kVecs>
+void weigh_columns(const AttentionScratch& s, int64_t row, int64_t col, int64_t padded,
+                   int64_t count) {
+  Vec acc[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = load(s.out + (row + r) * padded + col + v * kLanes);
+    }
+  }
+  multiply_add(s.scores + row * kKeyTile, kKeyTile, s.values + col, padded, kLanes, count, acc);
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      store(s.out + (row + r) * padded + col + v * kLanes, acc[r][v]);
+    }
+  }
+}
+
+template <int kRows>
+void weigh_rows(const AttentionTask& task, const AttentionScratch& s, int64_t row, int64_t count) {
+  const int64_t padded = padded_head_dim(task.kv.head_dim);
+  int64_t col = 0;
+  for (; col + kTileVecs * kLanes <= padded; col += kTileVecs * kLanes) {
+    weigh_columns<kRows, kTileVecs>(s, row, col, padded, count);
+  }
+  for (; col < padded; col += kLanes) weigh_columns<kRows, 1>(s, row, col, padded, count);
+}
+
+template <int kRows = kTileRows>
+void score_group(const AttentionTask& task, const AttentionScratch& s, int64_t row, int64_t rows) {
+  if (rows == kRows) {
+    score_rows<kRows>(task, s, row);
+  } else if constexpr (kRows > 1) {
+    score_group<kRows - 1>(task, s, row, rows);
+  }
+}
+
+template <int kRows = kTileRows>
+void weigh_group(const AttentionTask& task, const AttentionScratch& s, int64_t row, int64_t rows,
+                 int64_t count) {
+  if (rows == kRows) {
+    weigh_rows<kRows>(task, s, row, count);
+  } else if constexpr (kRows > 1) {
+    weigh_group<kRows - 1>(task, s, row, rows, count);
+  }
+}
+
+inline Vec soft_cap(Vec score, float cap) { return mul(set1(cap), tanh(div(score, set1(cap)))); }
+
+// Hides the keys of the tile outside (position - window, position].
+inline void mask_row(const AttentionTask& task, int64_t position, int64_t begin, float* scores) {
+  const int64_t first =
+      task.sliding_window > 0 ? larger(0, position - task.sliding_window + 1 - begin) : 0;
+  const int64_t end = larger(0, smaller(kKeyTile, position + 1 - begin));
+  for (int64_t j = 0; j < smaller(first, kKeyTile); ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = end; j < kKeyTile; ++j) scores[j] = -__builtin_inff();
+}
+
+// Turns a row of scores into probabilities relative to the greatest score so far, and rescales what
+// was summed before to it. A row that sees no key yet keeps its state: its terms are all 0.
+inline void softmax_row(const AttentionTask& task, const AttentionScratch& s, int64_t row,
+                        int64_t begin) {
+  constexpr int kVecs = kKeyTile / kLanes;
+  const int64_t padded = padded_head_dim(task.kv.head_dim);
+  float* scores = s.scores + row * kKeyTile;
+  for (int64_t j = 0; j < kKeyTile; j += kLanes) {
+    const Vec scaled = mul(load(scores + j), set1(task.scale));
+    store(scores + j, task.soft_cap > 0.0f ? soft_cap(scaled, task.soft_cap) : scaled);
+  }
+  mask_row(task, row_position(task, row), begin, scores);
+  Vec greatest = load(scores);
+  for (int v = 1; v < kVecs; ++v) greatest = max(greatest, load(scores + v * kLanes));
+  const float tile_max = reduce_max(greatest);
+  const float new_max = s.max[row] > tile_max ? s.max[row] : tile_max;
+  const float reference = new_max == -__builtin_inff() ? 0.0f : new_max;
+  const Vec rescale = exp(set1(s.max[row] - reference));
+  Vec total = zero();
+  for (int v = 0; v < kVecs; ++v) {
+    const Vec p = exp(sub(load(scores + v * kLanes), set1(reference)));
+    store(scores + v * kLanes, p);
+    total = add(total, p);
+  }
+  s.max[row] = new_max;
+  s.sum[row] = __builtin_fmaf(s.sum[row], first_lane(rescale), reduce_add(total));
+  for (int64_t d = 0; d < padded; d += kLanes) {
+    float* out = s.out + row * padded + d;
+    store(out, mul(load(out), rescale));
+  }
+}
+
+inline void end_rows(const AttentionTask& task, const AttentionScratch& s) {
+  const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
+  for (int64_t r = 0; r < task.num_rows; ++r) {
+    float* out = task.out + row_offset(task, r, task.out_stride);
+    const Vec sum = set1(s.sum[r]);
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const Vec y = div(load(s.out + r * padded + d), sum);
+      store_first(out + d, y, smaller(kLanes, head_dim - d));
+    }
+  }
+}
+
+template <typename T>
+void attention(const AttentionTask& task) {
+  const AttentionScratch s = divide_scratch(task.scratch, padded_head_dim(task.kv.head_dim));
+  begin_rows(task, s);
+  const int64_t end = row_position(task, task.num_rows - 1) + 1;
+  int64_t begin = 0;
+  if (task.sliding_window > 0) {
+    const int64_t first_key = larger(0, row_position(task, 0) - task.sliding_window + 1);
+    begin = first_key / kKeyTile * kKeyTile;
+  }
+  for (; begin < end; begin += kKeyTile) {
+    const int64_t count = smaller(kKeyTile, end - begin);
+    gather_tile<T>(task, begin, count, s);
+    for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
+      score_group(task, s, r, smaller(kTileRows, task.num_rows - r));
+    }
+    for (int64_t r = 0; r < task.num_rows; ++r) softmax_row(task, s, r, begin);
+    for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
+      weigh_group(task, s, r, smaller(kTileRows, task.num_rows - r), count);
+    }
+  }
+  end_rows(task, s);
+}
+
+}  // namespace
+}  // namespace octavo::cpu

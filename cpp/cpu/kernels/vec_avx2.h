@@ -1,0 +1,106 @@
+// Sixteen floats in two AVX2 registers: lane for lane the same arithmetic as vec_avx512.h. Included
+// once, by isa_avx2.cc; all names have internal linkage.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace octavo::cpu {
+namespace {
+
+struct Vec {
+  __m256 lo, hi;
+};
+
+// Tile of accumulators that leaves registers for the operands: 12 of 16.
+inline constexpr int kTileRows = 6;
+inline constexpr int kTileVecs = 1;
+
+// All bits set in the first n of 8 lanes.
+inline __m256i first_lanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+}
+
+inline Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Vec set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, Vec x) {
+  _mm256_storeu_ps(p, x.lo);
+  _mm256_storeu_ps(p + 8, x.hi);
+}
+// Lanes from n on are 0 and are not read.
+inline Vec load_first(const float* p, int64_t n) {
+  return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, first_lanes(n - 8))};
+}
+inline void store_first(float* p, Vec x, int64_t n) {
+  _mm256_maskstore_ps(p, first_lanes(n), x.lo);
+  _mm256_maskstore_ps(p + 8, first_lanes(n - 8), x.hi);
+}
+
+inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+// a * b + c and c - a * b, rounded once.
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline Vec fnma(Vec a, Vec b, Vec c) {
+  return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
+}
+// A NaN in b is returned; one in a is not.
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline Vec round(Vec x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.lo, kNearest), _mm256_round_ps(x.hi, kNearest)};
+}
+inline __m256 power_of_two(__m256 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+// x * 2^n for whole n in [-126, 127].
+inline Vec scale_by_power(Vec x, Vec n) {
+  return {_mm256_mul_ps(x.lo, power_of_two(n.lo)), _mm256_mul_ps(x.hi, power_of_two(n.hi))};
+}
+// x where a < b does not hold, else 0.
+inline Vec zero_where_less(Vec x, Vec a, Vec b) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), x.lo),
+          _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ), x.hi)};
+}
+
+template <int kPredicate>
+inline uint32_t mask_compare(Vec a, Vec b) {
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, kPredicate));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, kPredicate));
+  return static_cast<uint32_t>(lo | hi << 8);
+}
+// One bit a lane.
+inline uint32_t mask_nan(Vec x) { return mask_compare<_CMP_UNORD_Q>(x, x); }
+inline uint32_t mask_equal(Vec a, Vec b) { return mask_compare<_CMP_EQ_OQ>(a, b); }
+inline uint32_t mask_greater(Vec a, Vec b) { return mask_compare<_CMP_GT_OQ>(a, b); }
+inline uint32_t mask_at_least(Vec a, Vec b) { return mask_compare<_CMP_GE_OQ>(a, b); }
+
+inline __m256 low_half(Vec x) { return x.lo; }
+inline __m256 high_half(Vec x) { return x.hi; }
+
+inline __m256 widen_half(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline __m256 widen_bfloat16(const uint16_t* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+// Sixteen elements as float32.
+inline Vec load(const uint16_t* half) { return {widen_half(half), widen_half(half + 8)}; }
+struct BFloat16 {
+  uint16_t bits;
+};
+inline Vec load(const BFloat16* p) {
+  return {widen_bfloat16(&p->bits), widen_bfloat16(&p->bits + 8)};
+}
+
+}  // namespace
+}  // namespace octavo::cpu

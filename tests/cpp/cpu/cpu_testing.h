@@ -1,0 +1,94 @@
+// What the tests of the CPU backend share: instruction sets to run on, random data, bit equality.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "cpu/cpu_features.h"
+
+namespace octavo::cpu {
+
+inline float round_to_bfloat16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return std::bit_cast<float>((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u);
+}
+
+inline float round_to_float16(float x) { return static_cast<float>(static_cast<_Float16>(x)); }
+
+inline float round_to(DType dtype, float x) {
+  if (dtype == DType::kBFloat16) return round_to_bfloat16(x);
+  if (dtype == DType::kFloat16) return round_to_float16(x);
+  return x;
+}
+
+// Normal with the given standard deviation.
+inline std::vector<float> random_floats(int64_t count, uint32_t seed, float deviation = 1.0f) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+inline TensorView matrix(std::vector<float>& data, int64_t rows, int64_t cols) {
+  return TensorView::matrix(data.data(), DType::kFloat32, rows, cols);
+}
+
+inline BackendOptions backend_options(const std::string& isa, DType weight_dtype,
+                                      int32_t num_threads = 2) {
+  BackendOptions options;
+  options.cpu_isa = isa;
+  options.weight_dtype = weight_dtype;
+  options.num_threads = num_threads;
+  return options;
+}
+
+inline WeightView float_view(const std::vector<float>& data, int64_t rows, int64_t cols) {
+  return {data.data(), DType::kFloat32, rows, cols};
+}
+
+inline std::unique_ptr<LinearWeight> make_linear(Backend& backend, const std::vector<float>& data,
+                                                 int64_t rows, int64_t cols) {
+  auto weight = backend.create_linear(rows, cols, false);
+  backend.load_rows(*weight, 0, float_view(data, rows, cols));
+  return weight;
+}
+
+// Equal to the last bit.
+inline testing::AssertionResult same_bits(const std::vector<float>& a,
+                                          const std::vector<float>& b) {
+  if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " != " << b.size();
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) {
+      return testing::AssertionFailure() << "element " << i << ": " << a[i] << " != " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+// A test that runs once for each instruction set, skipped where the processor lacks it.
+class EachIsa : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!is_supported(GetParam())) GTEST_SKIP() << "no " << isa() << " here";
+  }
+  static std::string isa() { return std::string(isa_name(GetParam())); }
+  static bool rounds_activations() { return GetParam() != Isa::kAvx2; }
+};
+
+inline std::string isa_test_name(const testing::TestParamInfo<Isa>& info) {
+  return std::string(isa_name(info.param));
+}
+
+#define OCTAVO_TEST_EACH_ISA(Suite)                                                          \
+  INSTANTIATE_TEST_SUITE_P(Isa, Suite, testing::Values(Isa::kAvx2, Isa::kAvx512, Isa::kAmx), \
+                           isa_test_name)
+
+}  // namespace octavo::cpu

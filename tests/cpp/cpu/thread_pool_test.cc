@@ -1,0 +1,73 @@
+#include "cpu/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+namespace octavo::cpu {
+namespace {
+
+TEST(ThreadPool, RunsEachTaskOnce) {
+  ThreadPool pool(3);
+  for (const int64_t num_tasks : {0, 1, 2, 3, 7, 1000}) {
+    std::vector<std::atomic<int>> runs(num_tasks);
+    pool.parallel_for(num_tasks, [&](int64_t task, int thread) {
+      ASSERT_LT(thread, pool.num_threads());
+      runs[task].fetch_add(1);
+    });
+    for (const auto& count : runs) EXPECT_EQ(count.load(), 1);
+  }
+}
+
+TEST(ThreadPool, RunsMoreTasksThanATicketHolds) {
+  ThreadPool pool(2);
+  constexpr int64_t kTasks = 200'001;
+  std::vector<uint8_t> runs(kTasks);
+  pool.parallel_for(kTasks, [&](int64_t task, int) { ++runs[task]; });
+  EXPECT_EQ(std::count(runs.begin(), runs.end(), 1), kTasks);
+}
+
+// What the tasks of one loop wrote is there for the caller and for the next loop.
+TEST(ThreadPool, LoopsFollowEachOther) {
+  ThreadPool pool(4);
+  std::vector<int64_t> values(64);
+  for (int64_t loop = 0; loop < 20'000; ++loop) {
+    pool.parallel_for(std::ssize(values), [&](int64_t task, int) { values[task] += task; });
+  }
+  for (int64_t i = 0; i < std::ssize(values); ++i) EXPECT_EQ(values[i], 20'000 * i);
+}
+
+TEST(ThreadPool, WakesWorkersThatSleep) {
+  ThreadPool pool(2);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::atomic<int> started{0};
+    // Each task waits for the other, so one thread alone could not end the loop.
+    pool.parallel_for(2, [&](int64_t, int) {
+      started.fetch_add(1);
+      while (started.load() < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(started.load(), 2);
+  }
+}
+
+TEST(ThreadPool, GivesEachThreadANumberOfItsOwn) {
+  ThreadPool pool(3);
+  std::vector<std::atomic<int>> inside(3);
+  std::atomic<bool> overlapped{false};
+  pool.parallel_for(3000, [&](int64_t, int thread) {
+    if (inside[thread].fetch_add(1) != 0) overlapped = true;
+    inside[thread].fetch_sub(1);
+  });
+  EXPECT_FALSE(overlapped.load());
+}
+
+TEST(ThreadPool, TakesEveryCoreUnlessTold) {
+  EXPECT_GE(ThreadPool(0).num_threads(), 1);
+  EXPECT_EQ(ThreadPool(1).num_threads(), 1);
+}
+
+}  // namespace
+}  // namespace octavo::cpu

@@ -1,0 +1,147 @@
+#include "cpu/token_draw.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "base/philox.h"
+#include "cpu/cpu_testing.h"
+
+namespace octavo::cpu {
+namespace {
+
+class TokenDrawTest : public EachIsa {
+ protected:
+  int32_t draw(const std::vector<float>& logits, const SamplingParams& sampling, float uniform) {
+    const Kernels& kernels = kernels_for(GetParam());
+    const float max = kernels.max_or_nan(logits.data(), std::ssize(logits));
+    return draw_token(kernels, logits, max, sampling, uniform, scratch_);
+  }
+
+  std::map<int32_t, int64_t> count_draws(const std::vector<float>& logits,
+                                         const SamplingParams& sampling, int64_t num_draws) {
+    std::map<int32_t, int64_t> counts;
+    for (int64_t i = 0; i < num_draws; ++i) {
+      ++counts[draw(logits, sampling, philox_uniform(42, static_cast<uint64_t>(i), 0))];
+    }
+    return counts;
+  }
+
+  TokenDrawScratch scratch_;
+};
+OCTAVO_TEST_EACH_ISA(TokenDrawTest);
+
+// The distribution that the rules define, in double precision: 0 for tokens that they drop.
+std::vector<double> twin(const std::vector<float>& logits, const SamplingParams& sampling) {
+  std::vector<int32_t> order(logits.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
+  std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  const auto weight = [&](int32_t id) {
+    return std::exp((double{logits[id]} - logits[order[0]]) / sampling.temperature);
+  };
+  if (sampling.top_k > 0) order.resize(std::min<size_t>(order.size(), sampling.top_k));
+  double total = 0, sum = 0;
+  for (const int32_t id : order) total += weight(id);
+  std::vector<double> p(logits.size());
+  for (const int32_t id : order) {
+    if (sum >= sampling.top_p * total && sampling.top_p < 1) break;
+    sum += weight(id);
+    if (weight(id) >= sampling.min_p) p[id] = weight(id);
+  }
+  double kept = 0;
+  for (const double x : p) kept += x;
+  for (double& x : p) x /= kept;
+  return p;
+}
+
+SamplingParams params(float temperature, int32_t top_k, float top_p, float min_p) {
+  SamplingParams sampling;
+  sampling.temperature = temperature;
+  sampling.top_k = top_k;
+  sampling.top_p = top_p;
+  sampling.min_p = min_p;
+  return sampling;
+}
+
+// Chi-square over tokens expected at least 5 times, the rest as one class; 5 standard deviations
+// above the mean of the statistic with fixed draws.
+void expect_distribution(const std::map<int32_t, int64_t>& counts, const std::vector<double>& p,
+                         int64_t num_draws) {
+  double statistic = 0, classes = 0, rest = 0, rest_seen = 0;
+  for (int32_t id = 0; id < std::ssize(p); ++id) {
+    const double expected = p[id] * static_cast<double>(num_draws);
+    const double seen = counts.contains(id) ? static_cast<double>(counts.at(id)) : 0.0;
+    ASSERT_TRUE(p[id] > 0 || seen == 0) << "token " << id << " was dropped";
+    if (expected >= 5) {
+      statistic += (seen - expected) * (seen - expected) / expected;
+      ++classes;
+    } else {
+      rest += expected;
+      rest_seen += seen;
+    }
+  }
+  if (rest >= 5) {
+    statistic += (rest_seen - rest) * (rest_seen - rest) / rest;
+    ++classes;
+  }
+  const double freedom = classes - 1;
+  EXPECT_LE(statistic, freedom + 5 * std::sqrt(2 * freedom) + 1e-9);
+}
+
+TEST_P(TokenDrawTest, FollowsTheDistribution) {
+  const auto logits = random_floats(600, 3, 2.0f);
+  for (const SamplingParams& sampling :
+       {params(1, 0, 1, 0), params(0.5f, 0, 1, 0), params(2, 0, 1, 0), params(1, 7, 1, 0),
+        params(1, 0, 0.8f, 0), params(0.7f, 0, 0.3f, 0), params(1, 0, 1, 0.1f),
+        params(1.3f, 40, 0.9f, 0.05f), params(1, 1, 1, 0), params(1, 2000, 1, 0),
+        params(1, 0, 0.9999f, 0), params(1.5f, 300, 0.99f, 0)}) {
+    constexpr int64_t kDraws = 4000;
+    expect_distribution(count_draws(logits, sampling, kDraws), twin(logits, sampling), kDraws);
+  }
+}
+
+// The token is where the cumulative distribution reaches the random number.
+TEST_P(TokenDrawTest, InvertsTheCumulativeDistribution) {
+  const std::vector<float> logits = {std::log(0.2f), std::log(0.5f), std::log(0.3f)};
+  const auto all = params(1, 0, 1, 0);
+  EXPECT_EQ(draw(logits, all, 1e-7f), 0);
+  EXPECT_EQ(draw(logits, all, 0.19f), 0);
+  EXPECT_EQ(draw(logits, all, 0.21f), 1);
+  EXPECT_EQ(draw(logits, all, 0.69f), 1);
+  EXPECT_EQ(draw(logits, all, 0.71f), 2);
+  EXPECT_EQ(draw(logits, all, 1.0f), 2);
+}
+
+TEST_P(TokenDrawTest, NeverDrawsABannedToken) {
+  std::vector<float> logits(3000, -INFINITY);
+  logits[1234] = -5.0f;
+  for (const SamplingParams& sampling :
+       {params(1, 0, 1, 0), params(1, 50, 1, 0), params(1, 0, 0.9f, 0), params(1, 0, 1, 0.5f)}) {
+    for (const float uniform : {1e-7f, 0.5f, 1.0f})
+      EXPECT_EQ(draw(logits, sampling, uniform), 1234);
+  }
+}
+
+TEST_P(TokenDrawTest, TopPKeepsAtLeastOne) {
+  const std::vector<float> logits = {0.0f, 0.1f, 0.0f};
+  for (const float uniform : {1e-7f, 1.0f})
+    EXPECT_EQ(draw(logits, params(1, 0, 1e-6f, 0), uniform), 1);
+}
+
+TEST_P(TokenDrawTest, ALowTemperatureIsGreedy) {
+  const auto logits = random_floats(5000, 9);
+  const int32_t best =
+      greedy_token(kernels_for(GetParam()), logits, *std::ranges::max_element(logits));
+  for (const float uniform : {1e-7f, 0.5f, 1.0f}) {
+    EXPECT_EQ(draw(logits, params(kGreedyTemperature, 0, 1, 0), uniform), best);
+  }
+}
+
+TEST_P(TokenDrawTest, GreedyTakesTheLowestIdOfEquals) {
+  std::vector<float> logits(100, 1.0f);
+  logits[41] = logits[40] = logits[99] = 2.0f;
+  EXPECT_EQ(greedy_token(kernels_for(GetParam()), logits, 2.0f), 40);
+}
+
+}  // namespace
+}  // namespace octavo::cpu
