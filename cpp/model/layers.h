@@ -1,0 +1,57 @@
+// Building blocks that architectures share: attention projections, the gated MLP, and the buffers
+// that a layer's values pass through.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "backend/backend.h"
+#include "model/model_config.h"
+#include "model/weights.h"
+#include "model/workspace.h"
+
+namespace octavo {
+
+// q|k|v as one projection, and the output projection.
+struct AttentionWeights {
+  LinearId qkv;
+  LinearId output;
+};
+
+// gate|up as one projection, and the way down.
+struct GatedMlpWeights {
+  LinearId gate_up;
+  LinearId down;
+};
+
+// `prefix` is the block's name in the checkpoint, e.g. "model.layers.0.self_attn".
+AttentionWeights declare_attention(Weights& weights, const ModelConfig& config,
+                                   const std::string& prefix);
+GatedMlpWeights declare_gated_mlp(Weights& weights, const ModelConfig& config,
+                                  const std::string& prefix);
+
+AttentionParams attention_params(const ModelConfig& config);
+
+// The activations of one pass, T rows each. attention and MLP take turns on the same memory.
+struct Activations {
+  Activations(Workspace& workspace, const ModelConfig& config, DType dtype, int64_t num_tokens);
+
+  // From here on only the rows logits_indices are needed: gathers them into `residual` and
+  // `attended`, and shortens every buffer to them. Requires: between attention and its output
+  // projection, where qkv and normed hold nothing of worth.
+  void keep_logits_rows(Backend& backend, const ForwardInputs& inputs);
+
+  TensorView residual;  // [T, hidden_size]
+  TensorView normed;    // [T, hidden_size]
+  TensorView delta;     // [T, hidden_size], to be added to the residual
+  TensorView qkv;       // [T, (num_q_heads + 2 num_kv_heads) * head_dim]
+  TensorView attended;  // [T, num_q_heads * head_dim]
+  TensorView gate_up;   // [T, 2 intermediate_size], over qkv and attended
+  TensorView gated;     // [T, intermediate_size]
+};
+
+// delta = down(silu(gate(normed)) * up(normed)).
+void run_gated_mlp(Backend& backend, const Weights& weights, const GatedMlpWeights& mlp,
+                   const Activations& activations);
+
+}  // namespace octavo

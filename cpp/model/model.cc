@@ -1,0 +1,52 @@
+#include "model/model.h"
+
+#include <string>
+
+#include "base/errors.h"
+
+namespace octavo {
+namespace {
+
+void require(bool holds, const char* what) {
+  if (!holds) throw UnsupportedModelError(std::string("model configuration: ") + what);
+}
+
+}  // namespace
+
+void validate(const ModelConfig& config) {
+  require(config.vocab_size > 0 && config.vocab_size <= INT32_MAX, "vocab_size is out of range");
+  require(config.hidden_size > 0, "hidden_size must be positive");
+  require(config.intermediate_size > 0, "intermediate_size must be positive");
+  require(config.num_layers > 0, "num_layers must be positive");
+  require(config.num_q_heads > 0 && config.num_kv_heads > 0, "head counts must be positive");
+  require(config.num_q_heads % config.num_kv_heads == 0,
+          "num_q_heads must be a multiple of num_kv_heads");
+  require(config.head_dim > 0, "head_dim must be positive");
+  const int64_t rotary_dim = resolve_rotary_dim(config.rope, config.head_dim);
+  require(rotary_dim % 2 == 0 && rotary_dim <= config.head_dim,
+          "the rotary dimension must be even and at most head_dim");
+  require(config.rms_norm_eps > 0.0, "rms_norm_eps must be positive");
+}
+
+Model::Model(const ModelConfig& config, Backend& backend)
+    : config_(config), backend_(backend), weights_(backend) {
+  validate(config);
+}
+
+KVCacheSpec Model::kv_cache_spec() const {
+  KVCacheSpec spec;
+  spec.num_layers = config_.num_layers;
+  spec.num_kv_heads = config_.num_kv_heads;
+  spec.head_dim = config_.head_dim;
+  return spec;
+}
+
+int64_t Model::prepared_bytes(int64_t max_model_len) const {
+  return RopeTableBuffer::size_bytes(config_.rope, config_.head_dim, max_model_len);
+}
+
+void Model::prepare(int64_t max_model_len) {
+  rope_.emplace(backend_, config_.rope, config_.head_dim, max_model_len);
+}
+
+}  // namespace octavo

@@ -1,0 +1,129 @@
+#include "runner/model_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "base/errors.h"
+#include "runner/warm_up.h"
+
+namespace octavo {
+namespace {
+
+KVCacheSpec cache_spec(const Model& model, const RunnerConfig& config, const MemoryPlan& plan) {
+  KVCacheSpec spec = model.kv_cache_spec();
+  spec.block_size = config.block_size;
+  spec.num_blocks = plan.num_blocks;
+  spec.dtype = plan.kv_dtype;
+  return spec;
+}
+
+void clear_rows(size_t num_sequences, StepResult& result) {
+  result.clear();
+  result.token_ids.assign(num_sequences, -1);
+  result.is_invalid.assign(num_sequences, 0);
+}
+
+TensorView rows_of(TensorView view, int64_t begin, int64_t count) {
+  view.data = static_cast<char*>(view.data) + dtype_bytes(view.dtype, begin * view.row_stride);
+  view.shape[0] = count;
+  return view;
+}
+
+// Entries that one row brings; see StepResult.
+int32_t entries_per_row(int32_t num_logprobs) { return num_logprobs < 0 ? 0 : 1 + num_logprobs; }
+
+// The sampler appended entries in row order; these say which of them belong to which sequence.
+void finish_offsets(std::span<const SampleRow> rows, StepResult& result) {
+  const size_t num_sequences = result.token_ids.size();
+  result.logprob_offsets.assign(num_sequences + 1, 0);
+  result.prompt_logprob_offsets.assign(num_sequences + 1, 0);
+  for (const SampleRow& row : rows) {
+    const SamplingParams& sampling = *row.sequence->sampling;
+    if (row.target_id >= 0) {
+      result.prompt_logprob_offsets[row.batch_row + 1] += entries_per_row(sampling.prompt_logprobs);
+    } else {
+      result.logprob_offsets[row.batch_row + 1] += entries_per_row(sampling.logprobs);
+    }
+  }
+  for (size_t i = 0; i < num_sequences; ++i) {
+    result.logprob_offsets[i + 1] += result.logprob_offsets[i];
+    result.prompt_logprob_offsets[i + 1] += result.prompt_logprob_offsets[i];
+  }
+  check(result.logprob_offsets.back() == std::ssize(result.logprobs) &&
+            result.prompt_logprob_offsets.back() == std::ssize(result.prompt_logprobs),
+        "the sampler appended another number of log-probabilities than was asked for");
+}
+
+}  // namespace
+
+ModelRunner::ModelRunner(Backend& backend, Model& model, const RunnerConfig& config,
+                         const MemoryPlan& plan)
+    : backend_(backend),
+      model_(model),
+      config_(config),
+      plan_(plan),
+      batch_(backend, batch_limits(config, plan.max_model_len)),
+      cache_(backend.create_kv_cache(cache_spec(model, config, plan))),
+      workspace_(backend.allocate(model.workspace_bytes(config.max_num_batched_tokens))),
+      logits_(backend.allocate(max_logits_rows(config) * model.config().vocab_size *
+                               static_cast<int64_t>(sizeof(float)))) {
+  model_.prepare(plan.max_model_len);
+}
+
+void ModelRunner::run(const ScheduledBatch& batch, StepResult& result) {
+  clear_rows(batch.sequences.size(), result);
+  compute(batch, result);
+  backend_.synchronize();
+  finish_offsets(batch_.sample_rows(), result);
+}
+
+// The head and the sampler go over the rows in pieces: with prompt log-probabilities every token of
+// a chunk has a row, and all their logits at once would take gigabytes.
+void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
+  const ForwardInputs& inputs = batch_.build(batch);
+  const TensorView hidden = model_.forward(inputs, *cache_, workspace_);
+  const std::span<const SampleRow> rows = batch_.sample_rows();
+  const int64_t vocab_size = model_.config().vocab_size;
+  const int64_t rows_at_once = max_logits_rows(config_);
+  for (int64_t begin = 0; begin < std::ssize(rows); begin += rows_at_once) {
+    const int64_t count = std::min(rows_at_once, std::ssize(rows) - begin);
+    const TensorView logits =
+        TensorView::matrix(logits_->data(), DType::kFloat32, count, vocab_size);
+    model_.compute_logits(rows_of(hidden, begin, count), logits);
+    backend_.sample(logits, rows.subspan(begin, count), result);
+  }
+}
+
+void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
+  const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_);
+  StepResult result;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    WarmUpBatch step(shapes[i], config_.block_size, model_.config().vocab_size);
+    run(step.batch(), result);
+    report_progress(static_cast<double>(i + 1) / static_cast<double>(shapes.size()));
+  }
+}
+
+void ModelRunner::self_test() {
+  constexpr int64_t kPromptTokens = 4;
+  const int64_t prompt_tokens =
+      std::min({kPromptTokens, config_.max_num_batched_tokens, plan_.max_model_len - 1});
+  if (prompt_tokens < 1) return;
+  WarmUpBatch step({.num_decodes = 0, .num_prefills = 1, .prefill_tokens = prompt_tokens},
+                   config_.block_size, model_.config().vocab_size);
+  StepResult result;
+  for (int i = 0; i < 2; ++i) {
+    run(step.batch(), result);
+    const int32_t token_id = result.token_ids[0];
+    if (result.is_invalid[0] != 0) {
+      throw DeviceError("self-test: the model computes NaN; are the weights damaged?", false);
+    }
+    if (token_id < 0 || token_id >= model_.config().vocab_size) {
+      throw DeviceError("self-test: the sampled token is not in the vocabulary", false);
+    }
+    step.append_and_continue(token_id);
+  }
+}
+
+}  // namespace octavo
