@@ -1,19 +1,25 @@
-"""The engine extension. Built from cpp/bindings/module.cc."""
+"""The engine extension, built from cpp/bindings.
+
+C++ exceptions arrive as the classes of octavo.errors. Whatever has no class of its own there, a
+broken invariant included, arrives as EngineError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Buffer  # type: ignore[attr-defined]
 from typing import Any
 
+from typing_extensions import Buffer
+
 class GgufFile:
-    """A memory-mapped GGUF file (all shards of a split one); raises CheckpointError when damaged."""
+    """A GGUF file (all shards of a split one), never mapped; CheckpointError when damaged."""
 
     def __init__(self, path: str) -> None: ...
-    def metadata(self) -> dict[str, Any]: ...
+    def metadata(self) -> dict[str, Any]:
+        """Strings are decoded as UTF-8 with errors="replace"; arrays become lists."""
     def tensors(self) -> list[tuple[str, str, tuple[int, ...], int]]:
         """Name, dtype name, shape (row-major, outermost first) and bytes of each tensor."""
-    def tensor(self, name: str) -> memoryview:
-        """Read-only bytes of a tensor, inside the mapping."""
+    def read_tensor(self, name: str, out: Buffer) -> None:
+        """Copy a tensor's bytes into a writable buffer of exactly that size; thread-safe."""
 
 class RopeConfig:
     theta: float
@@ -56,6 +62,7 @@ class EngineConfig:
     device: str
     weight_dtype: str
     num_threads: int
+    cpu_isa: str
     batch_invariant: bool
     enforce_eager: bool
     max_model_len: int
@@ -71,13 +78,36 @@ class EngineConfig:
     scheduling_policy: str
     max_num_queued_reqs: int
     max_num_queued_tokens: int
+    max_pending_output_bytes: int
     seed: int
     prefix_cache_secret: tuple[int, int]
     eos_token_ids: list[int]
 
 class SamplingParams:
-    """Keyword arguments and attributes are the fields of cpp/sched/sampling_params.h."""
+    """Keyword arguments and attributes are the fields of cpp/sched/sampling_params.h.
 
+    None stands for an absent seed, logprobs or prompt_logprobs; logit_bias is a dict. A value of
+    the wrong type or range raises InvalidRequestError naming the field, an unknown one TypeError.
+    """
+
+    n: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    allowed_token_ids: list[int]
+    bad_words: list[list[int]]
+    seed: int | None
+    max_tokens: int
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: list[int]
+    logprobs: int | None
+    prompt_logprobs: int | None
     def __init__(self, **fields: Any) -> None: ...
 
 class WeightSpec:
@@ -96,7 +126,12 @@ class OutputBatch:
     errors: dict[int, str]
 
 class Engine:
-    """The engine. Everything that can block or compute releases the GIL."""
+    """The engine. Everything that can block or compute releases the GIL.
+
+    Starting up is weight_specs -> load_weight for each, or load_dummy_weights -> finish_loading ->
+    allocate_kv_cache -> warm_up -> self_test -> start. From allocate_kv_cache on every other method
+    may be called; shutdown always.
+    """
 
     def __init__(self, engine_config: EngineConfig, model_config: ModelConfig) -> None: ...
     def weight_specs(self) -> list[WeightSpec]: ...
@@ -105,7 +140,7 @@ class Engine:
     def load_dummy_weights(self, seed: int) -> None:
         """Fill every weight with small random values made in place."""
     def finish_loading(self) -> None:
-        """Check that every weight of weight_specs() came; raises CheckpointError naming those missing."""
+        """Raise CheckpointError naming the tensors that did not come."""
     def allocate_kv_cache(self) -> int:
         """Allocate the blocks; returns their number. Raises OutOfMemoryError with a remedy."""
     def warm_up(self) -> None: ...
@@ -116,29 +151,54 @@ class Engine:
         """Share of the running phase that is done, 0 to 1; callable from any thread."""
     def submit(
         self,
-        id: int,
+        request_id: int,
         token_ids: Buffer,
         sampling: SamplingParams,
         priority: int = 0,
         cache_salt: int = 0,
     ) -> None:
         """Raises InvalidRequestError or QueueFullError; token_ids is int32."""
-    def abort(self, id: int) -> None: ...
+    def abort(self, request_id: int) -> None: ...
     def reset_prefix_cache(self) -> None: ...
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def output_fd(self) -> int:
         """An eventfd that becomes readable when outputs wait."""
-    def stats(self) -> dict[str, float]: ...
+    def stats(self) -> dict[str, float]:
+        """The fields of EngineStats in cpp/engine/types.h; num_finished_stop and so on."""
     def set_heartbeat(self, page: Buffer, offset: int) -> None:
-        """Write CLOCK_MONOTONIC ns (int64) there each step and each idle tick; page stays alive."""
+        """Write CLOCK_MONOTONIC ns (int64) there each step and each idle tick; page stays alive.
+
+        Call it before start().
+        """
+    def is_healthy(self) -> bool:
+        """False once the device is lost: start the process again."""
     def device_name(self) -> str: ...
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:
         """Abort what runs, publish the last records, join the engine thread."""
 
-def plan_memory(engine_config: EngineConfig, model_config: ModelConfig, weight_dtypes: dict[str, str]) -> dict[str, int]:
-    """Bytes before anything is loaded: weights, workspace, kv_block, available; and num_blocks."""
+def plan_memory(
+    engine_config: EngineConfig, model_config: ModelConfig, weight_dtypes: dict[str, str]
+) -> dict[str, int]:
+    """Where memory would go, before anything is loaded.
 
-def cpu_features() -> list[str]: ...
-def has_cuda() -> bool: ...
+    Args:
+        engine_config: Its num_blocks, kv_cache_memory_bytes and max_model_len may be 0 for auto.
+        model_config: The model.
+        weight_dtypes: How each tensor is stored; those not named are of weight_dtype.
+
+    Returns:
+        Bytes: weights, workspace, kv_block, kv_cache, available. Counts: num_blocks, max_model_len.
+
+    Raises:
+        ConfigError: A value is out of range.
+        UnsupportedModelError: This build does not know the architecture.
+        OutOfMemoryError: It does not fit; the message names sizes and a remedy.
+    """
+
+def cpu_features() -> list[str]:
+    """Features of this processor that the kernels use, by their Linux names."""
+
+def has_cuda() -> bool:
+    """Whether this build has the CUDA backend."""

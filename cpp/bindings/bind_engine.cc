@@ -1,0 +1,176 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/errors.h"
+#include "bindings/bind.h"
+#include "engine/loaded_engine.h"
+
+namespace octavo::bindings {
+namespace {
+
+namespace py = pybind11;
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+// An OutputBatch whose columns are Python's.
+struct OutputColumns {
+  uint16_t connection;
+  py::bytes records, token_ids, logprobs, prompt_logprobs;
+  py::dict errors;
+};
+
+template <typename T>
+py::bytes bytes_of(const std::vector<T>& column) {
+  return {reinterpret_cast<const char*>(column.data()), column.size() * sizeof(T)};
+}
+
+OutputColumns columns_of(const OutputBatch& batch) {
+  py::dict errors;
+  for (const auto& [id, message] : batch.errors) errors[py::int_(id)] = message;
+  return {batch.connection,         bytes_of(batch.records),         bytes_of(batch.token_ids),
+          bytes_of(batch.logprobs), bytes_of(batch.prompt_logprobs), std::move(errors)};
+}
+
+// LoadedEngine and what Python must keep alive for it.
+struct Handle {
+  Handle(const EngineConfig& config, const ModelConfig& model_config)
+      : loaded(std::make_unique<LoadedEngine>(config, model_config)) {}
+  // The engine goes first: it writes to the heartbeat's page, and its thread's end is waited for.
+  ~Handle() {
+    const py::gil_scoped_release release;
+    loaded.reset();
+  }
+  std::unique_ptr<BufferBytes> heartbeat;
+  std::vector<OutputBatch> batches;  // reused by every take_outputs()
+  std::unique_ptr<LoadedEngine> loaded;
+};
+
+void load_weight(Handle& handle, const std::string& name, const std::string& dtype_name,
+                 int64_t rows, int64_t cols, const py::object& data) {
+  const BufferBytes bytes(data, false);
+  const DType dtype = parse_dtype(dtype_name);
+  const bool is_sound = rows > 0 && cols > 0 && cols <= INT64_MAX / rows / 8;
+  if (!is_sound || bytes.size_bytes() != dtype_bytes(dtype, rows * cols)) {
+    throw CheckpointError("tensor '" + name + "' has " + std::to_string(bytes.size_bytes()) +
+                          " bytes, which is not [" + std::to_string(rows) + ", " +
+                          std::to_string(cols) + "] of " + dtype_name);
+  }
+  const py::gil_scoped_release release;
+  handle.loaded->load_weight(name, {bytes.data(), dtype, rows, cols});
+}
+
+void submit(Handle& handle, uint64_t id, const py::object& token_ids,
+            const SamplingParams& sampling, int32_t priority, uint64_t cache_salt) {
+  Request request{.id = id,
+                  .token_ids = {},
+                  .sampling = sampling,
+                  .priority = priority,
+                  .cache_salt = cache_salt};
+  {
+    const BufferBytes bytes(token_ids, false);
+    if (bytes.size_bytes() % static_cast<int64_t>(sizeof(int32_t)) != 0) {
+      throw InvalidRequestError("token_ids is not an array of int32");
+    }
+    request.token_ids.resize(bytes.size_bytes() / sizeof(int32_t));
+    std::copy_n(bytes.data(), bytes.size_bytes(),
+                reinterpret_cast<std::byte*>(request.token_ids.data()));
+  }
+  const py::gil_scoped_release release;
+  handle.loaded->engine().submit(std::move(request));
+}
+
+std::optional<std::vector<OutputColumns>> take_outputs(Handle& handle, double timeout_s) {
+  Engine& engine = handle.loaded->engine();
+  const auto timeout =
+      std::chrono::nanoseconds(static_cast<int64_t>(std::clamp(timeout_s, 0.0, 3600.0) * 1e9));
+  bool is_open = false;
+  {
+    const py::gil_scoped_release release;
+    is_open = engine.take_outputs(handle.batches, timeout);
+  }
+  if (!is_open) return std::nullopt;
+  std::vector<OutputColumns> columns;
+  columns.reserve(handle.batches.size());
+  for (const OutputBatch& batch : handle.batches) columns.push_back(columns_of(batch));
+  return columns;
+}
+
+void set_heartbeat(Handle& handle, const py::object& page, int64_t offset) {
+  auto bytes = std::make_unique<BufferBytes>(page, true);
+  constexpr auto kSize = static_cast<int64_t>(sizeof(std::atomic<int64_t>));
+  std::byte* address = bytes->data() + offset;
+  if (offset < 0 || offset > bytes->size_bytes() - kSize ||
+      reinterpret_cast<uintptr_t>(address) % kSize != 0) {
+    throw py::value_error("the heartbeat needs 8 aligned bytes inside the page");
+  }
+  handle.loaded->engine().set_heartbeat(reinterpret_cast<std::atomic<int64_t>*>(address));
+  handle.heartbeat = std::move(bytes);
+}
+
+void bind_value_types(py::module_& module) {
+  py::class_<WeightSpec>(module, "WeightSpec")
+      .def_readonly("name", &WeightSpec::name)
+      .def_readonly("rows", &WeightSpec::rows)
+      .def_readonly("cols", &WeightSpec::cols);
+  py::class_<OutputColumns>(module, "OutputBatch")
+      .def_readonly("connection", &OutputColumns::connection)
+      .def_readonly("records", &OutputColumns::records)
+      .def_readonly("token_ids", &OutputColumns::token_ids)
+      .def_readonly("logprobs", &OutputColumns::logprobs)
+      .def_readonly("prompt_logprobs", &OutputColumns::prompt_logprobs)
+      .def_readonly("errors", &OutputColumns::errors);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_value_types(module);
+  py::class_<Handle>(module, "Engine")
+      .def(py::init<const EngineConfig&, const ModelConfig&>(), py::arg("engine_config"),
+           py::arg("model_config"), ReleaseGil())
+      .def("weight_specs", [](const Handle& h) { return h.loaded->weight_specs(); })
+      .def("load_weight", &load_weight, py::arg("name"), py::arg("dtype"), py::arg("rows"),
+           py::arg("cols"), py::arg("data"))
+      .def(
+          "load_dummy_weights",
+          [](Handle& h, uint64_t seed) { h.loaded->load_dummy_weights(seed); }, py::arg("seed"),
+          ReleaseGil())
+      .def(
+          "finish_loading", [](Handle& h) { h.loaded->finish_loading(); }, ReleaseGil())
+      .def(
+          "allocate_kv_cache", [](Handle& h) { return h.loaded->allocate_kv_cache(); },
+          ReleaseGil())
+      .def(
+          "warm_up", [](Handle& h) { h.loaded->warm_up(); }, ReleaseGil())
+      .def(
+          "self_test", [](Handle& h) { h.loaded->self_test(); }, ReleaseGil())
+      .def(
+          "start", [](Handle& h) { h.loaded->start(); }, ReleaseGil())
+      .def("progress", [](const Handle& h) { return h.loaded->progress(); })
+      .def("submit", &submit, py::arg("request_id"), py::arg("token_ids"), py::arg("sampling"),
+           py::arg("priority") = 0, py::arg("cache_salt") = 0)
+      .def(
+          "abort", [](Handle& h, uint64_t id) { h.loaded->engine().abort(id); }, py::arg("request_id"),
+          ReleaseGil())
+      .def(
+          "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
+          ReleaseGil())
+      .def("take_outputs", &take_outputs, py::arg("timeout_s"))
+      .def("output_fd", [](Handle& h) { return h.loaded->engine().output_fd(); })
+      .def("is_healthy", [](Handle& h) { return h.loaded->engine().is_healthy(); })
+      .def("stats", [](const Handle& h) { return stats_dict(h.loaded->stats()); })
+      .def("set_heartbeat", &set_heartbeat, py::arg("page"), py::arg("offset"))
+      .def("device_name", [](const Handle& h) { return h.loaded->device_name(); })
+      .def("max_model_len", [](const Handle& h) { return h.loaded->max_model_len(); })
+      .def(
+          "shutdown", [](Handle& h) { h.loaded->shutdown(); }, ReleaseGil());
+}
+
+}  // namespace octavo::bindings

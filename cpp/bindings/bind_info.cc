@@ -1,0 +1,80 @@
+#include <pybind11/stl.h>
+
+#include <string>
+#include <unordered_map>
+
+#include "bindings/bind.h"
+#include "cpu/cpu_features.h"
+#include "engine/loaded_engine.h"
+
+namespace octavo::bindings {
+namespace {
+
+namespace py = pybind11;
+
+py::dict plan(const EngineConfig& config, const ModelConfig& model_config,
+              const std::unordered_map<std::string, std::string>& weight_dtypes) {
+  MemoryPlan plan;
+  {
+    const py::gil_scoped_release release;
+    plan = plan_memory(config, model_config, [&](const WeightSpec& spec) {
+      const auto it = weight_dtypes.find(spec.name);
+      return it == weight_dtypes.end() ? config.backend.weight_dtype : parse_dtype(it->second);
+    });
+  }
+  py::dict result;
+  result["weights"] = plan.weight_bytes;
+  result["workspace"] = plan.workspace_bytes;
+  result["kv_block"] = plan.block_bytes;
+  result["kv_cache"] = plan.kv_cache_bytes();
+  result["available"] = plan.available_bytes;
+  result["num_blocks"] = plan.num_blocks;
+  result["max_model_len"] = plan.max_model_len;
+  return result;
+}
+
+bool has_cuda() {
+#if defined(OCTAVO_WITH_CUDA)
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+py::dict stats_dict(const EngineStats& s) {
+  py::dict result;
+  const auto set = [&](const char* name, auto value) { result[name] = static_cast<double>(value); };
+  set("num_waiting", s.num_waiting);
+  set("num_running", s.num_running);
+  set("num_blocks", s.num_blocks);
+  set("num_free_blocks", s.num_free_blocks);
+  set("num_cached_blocks", s.num_cached_blocks);
+  set("num_steps", s.num_steps);
+  set("num_prompt_tokens", s.num_prompt_tokens);
+  set("num_generation_tokens", s.num_generation_tokens);
+  set("num_prefix_query_tokens", s.num_prefix_query_tokens);
+  set("num_prefix_hit_tokens", s.num_prefix_hit_tokens);
+  set("num_preemptions", s.num_preemptions);
+  set("num_finished_stop", s.num_finished[static_cast<int>(FinishReason::kStop)]);
+  set("num_finished_length", s.num_finished[static_cast<int>(FinishReason::kLength)]);
+  set("num_finished_abort", s.num_finished[static_cast<int>(FinishReason::kAbort)]);
+  set("num_finished_error", s.num_finished[static_cast<int>(FinishReason::kError)]);
+  set("max_model_len", s.max_model_len);
+  set("kv_cache_bytes", s.kv_cache_bytes);
+  set("weight_bytes", s.weight_bytes);
+  set("step_seconds", s.step_seconds);
+  set("device_seconds", s.device_seconds);
+  set("heartbeat_ns", s.heartbeat_ns);
+  return result;
+}
+
+void bind_info(py::module_& module) {
+  module.def("plan_memory", &plan, py::arg("engine_config"), py::arg("model_config"),
+             py::arg("weight_dtypes"));
+  module.def("cpu_features", &cpu::cpu_features);
+  module.def("has_cuda", &has_cuda);
+}
+
+}  // namespace octavo::bindings
