@@ -1,0 +1,289 @@
+"""Offline use: a model in this process, without a server.
+
+with LLM("smollm2") as llm:
+    print(llm.generate("The capital of France is")[0].outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from array import array
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from octavo import _core
+from octavo.config import ServeConfig, cache_directory
+from octavo.engine.core_config import core_sampling, engine_config
+from octavo.errors import ConfigError, EngineError, EngineFaultError, InvalidRequestError
+from octavo.model.config import to_core
+from octavo.model.files import ModelFiles
+from octavo.model.resolve import ResolveOptions, resolve
+from octavo.model.weights import load_weights
+from octavo.outputs import Assembly, CompletionOutput, Logprob, RequestOutput, records
+from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from octavo.model.chat_template import Message
+    from octavo.model.generation_config import GenerationConfig
+
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+
+Prompt = str | Sequence[int]
+Params = SamplingParams | Sequence[SamplingParams]
+
+_MAX_QUEUED = 1 << 24  # offline, the caller's own list is the queue
+_POLL_S = 0.5  # between looks at signals
+
+
+class LLM:
+    """A loaded model. Methods may be called from any thread; requests of one call run together.
+
+    Args:
+        model: Hub id, directory, .gguf file, or the demo smollm2.
+        options: The settings of `octavo serve` that concern model and engine, by field name:
+            max_model_len=4096, dtype="float32", kv_cache_memory_bytes=2**30 …
+
+    Raises:
+        OctavoError: The model cannot be found, read, run or held in memory.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        config = _config(model, options)
+        files = _find(config)
+        self.tokenizer = files.tokenizer(config.tokenizer)
+        self._template = files.chat_template(self.tokenizer, config.chat_template)
+        self._generation = files.generation_config()
+        self._engine = _start(config, files, self._generation)
+        self._num_requests = 0
+        self._lock = threading.Lock()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and output may have together."""
+        return self._engine.max_model_len()
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(self._generation, name) for name in names}
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Continue prompts.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of either.
+            sampling_params: For all prompts or one for each; default_sampling_params() if None.
+            progress: Show a progress bar; None shows one on a terminal.
+
+        Returns:
+            One result a prompt, in order.
+
+        Raises:
+            InvalidRequestError: A prompt or a parameter is not acceptable.
+            EngineError: The engine failed.
+        """
+        listed = _listed(prompts)
+        if sampling_params is None:
+            sampling_params = self.default_sampling_params()
+        params = _for_each(sampling_params, len(listed))
+        assemblies = []
+        for prompt, each in zip(listed, params, strict=True):
+            is_text = isinstance(prompt, str)
+            token_ids = self.tokenizer.encode(prompt) if is_text else list(prompt)
+            assemblies.append(
+                Assembly(self.tokenizer, prompt if is_text else None, token_ids, each)
+            )
+        return self._run(assemblies, progress=progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params | None = None,
+        *,
+        progress: bool | None = None,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answer chats.
+
+        Args:
+            messages: One chat, or a list of them: [{"role": "user", "content": "Hello"}, …].
+            sampling_params: For all chats or one for each. None takes the model's defaults, with
+                room for an answer as long as the context allows.
+            progress: Show a progress bar; None shows one on a terminal.
+            template_options: tools, add_generation_prompt, continue_final_message, template_kwargs;
+                see ChatTemplate.render.
+
+        Returns:
+            One result a chat, in order.
+
+        Raises:
+            InvalidRequestError: A chat or a parameter is not acceptable.
+            EngineError: The engine failed.
+        """
+        if self._template is None:
+            raise InvalidRequestError("The model has no chat template: set chat_template.")
+        texts = [self._template.render(chat, **template_options) for chat in _chats(messages)]
+        encoded = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        if sampling_params is None:
+            sampling_params = [self._whole_answer(token_ids) for token_ids in encoded]
+        params = _for_each(sampling_params, len(texts))
+        assemblies = [
+            Assembly(self.tokenizer, text, token_ids, each)
+            for text, token_ids, each in zip(texts, encoded, params, strict=True)
+        ]
+        return self._run(assemblies, progress=progress)
+
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges of the engine by name."""
+        return self._engine.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what earlier prompts left in the KV cache."""
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _whole_answer(self, token_ids: list[int]) -> SamplingParams:
+        left = max(self.max_model_len - len(token_ids), 1)
+        return msgspec.structs.replace(self.default_sampling_params(), max_tokens=left)
+
+    def _run(self, assemblies: Sequence[Assembly], *, progress: bool | None) -> list[RequestOutput]:
+        with self._lock, _progress_bar(len(assemblies), progress) as advance:
+            live: dict[int, Assembly] = {}
+            try:
+                for assembly in assemblies:
+                    live[self._submit(assembly)] = assembly
+                while live:
+                    for request_id in self._collect(live):
+                        del live[request_id]
+                        advance()
+            finally:
+                for request_id in live:
+                    self._engine.abort(request_id)
+        return [assembly.output for assembly in assemblies]
+
+    def _submit(self, assembly: Assembly) -> int:
+        request_id = self._num_requests
+        try:
+            token_ids = array("i", assembly.output.prompt_token_ids)
+        except (OverflowError, TypeError):
+            raise InvalidRequestError("A prompt holds what is no token id.") from None
+        self._engine.submit(request_id, token_ids, core_sampling(assembly.params))
+        self._num_requests += 1
+        return request_id
+
+    def _collect(self, live: Mapping[int, Assembly]) -> list[int]:
+        """Wait for records and take them in; the requests that are now done."""
+        batches = self._engine.take_outputs(_POLL_S)
+        if batches is None:
+            raise EngineError("The engine has been shut down.")
+        done = []
+        for batch in batches:
+            if failed := batch.errors.keys() & live.keys():
+                raise EngineFaultError(batch.errors[min(failed)])
+            for record in records(batch):
+                assembly = live.get(record.request_id)
+                if assembly is None or assembly.is_done:
+                    continue  # the tail of a request that was aborted
+                assembly.take(record)
+                if assembly.is_done:
+                    done.append(record.request_id)
+                    if assembly.runs > 0:
+                        self._engine.abort(record.request_id)
+        return done
+
+
+def _config(model: str, options: Mapping[str, Any]) -> ServeConfig:
+    try:
+        return ServeConfig(model=model, **{"max_num_queued_reqs": _MAX_QUEUED, **options})
+    except TypeError as error:
+        raise ConfigError(str(error).replace("ServeConfig.__init__()", "LLM")) from None
+
+
+def _find(config: ServeConfig) -> ModelFiles:
+    options = ResolveOptions(
+        cache_dir=cache_directory(),
+        revision=config.revision,
+        download_dir=config.download_dir,
+        load_format=config.load_format,
+    )
+    return ModelFiles(resolve(config.model, options, lambda _done, _total: None))
+
+
+def _start(config: ServeConfig, files: ModelFiles, generation: GenerationConfig) -> _core.Engine:
+    info = files.info()
+    engine = _core.Engine(engine_config(config, info, generation), to_core(info))
+    if config.load_format == "dummy":
+        engine.load_dummy_weights(config.seed)
+    else:
+        load_weights(engine, files.tensors())
+    engine.finish_loading()
+    engine.allocate_kv_cache()
+    engine.warm_up()
+    engine.self_test()
+    engine.start()
+    return engine
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(each, int) for each in prompts):
+        return [[each for each in prompts if isinstance(each, int)]]
+    return [each for each in prompts if not isinstance(each, int)]
+
+
+def _chats(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[list[Message]]:
+    if messages and isinstance(messages[0], dict):
+        return [[each for each in messages if isinstance(each, dict)]]
+    return [list(chat) for chat in messages if not isinstance(chat, dict)]
+
+
+def _for_each(params: Params, count: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequestError(f"{len(params)} sampling parameters for {count} prompts.")
+    return list(params)
+
+
+@contextmanager
+def _progress_bar(total: int, shown: bool | None) -> Iterator[Callable[[], None]]:
+    """Gives a function to call for each finished prompt."""
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where a bar is shown
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("Prompts", total=total)
+        yield lambda: bar.advance(task)
