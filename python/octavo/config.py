@@ -1,0 +1,445 @@
+"""The configuration of a server: each option is defined once, in ServeConfig.
+
+A field `max_model_len` is the flag `--max-model-len`, the variable `OCTAVO_MAX_MODEL_LEN` and the
+key `max-model-len` of a `--config` file; the flag wins over the variable, that over the file, that
+over the default. This module is the only reader of the command line and of the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import ConfigError
+from octavo.options import (
+    AUTO,
+    ENV_PREFIX,
+    Option,
+    closest,
+    option,
+    parse_bool,
+    parse_float,
+    parse_int,
+    parse_length,
+    parse_list,
+    parse_seconds_or_auto,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from octavo.model.resolve import ResolveOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Every setting of a server. Checked when constructed, frozen afterwards.
+
+    Raises:
+        ConfigError: A value is out of range, or values contradict each other.
+    """
+
+    model: str = option(
+        "hub id, directory, .gguf file, or the demo smollm2",
+        default="",
+        metavar="MODEL",
+        group="Model",
+    )
+    served_model_name: tuple[str, ...] = option(
+        "names that requests may use (default: MODEL)", default=(), parse=parse_list, metavar="NAME"
+    )
+    tokenizer: str = option(
+        "tokenizer, where it is not beside the model", default="", metavar="PATH"
+    )
+    revision: str = option("branch, tag or commit of a hub id", default="")
+    download_dir: str = option("where downloads are kept (default: the hub's cache)", default="")
+    load_format: str = option(
+        "how the weights are stored", default=AUTO, choices=(AUTO, "safetensors", "gguf", "dummy")
+    )
+    dtype: str = option(
+        "type that weights which are not quantised are kept in",
+        default=AUTO,
+        choices=(AUTO, "bfloat16", "float16", "float32"),
+    )
+    max_model_len: int = option(
+        "tokens of prompt and output together; auto: what model and memory allow",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        metavar="N|auto",
+    )
+    chat_template: str = option(
+        "file that replaces the model's chat template", default="", metavar="FILE"
+    )
+    response_role: str = option("role of the answers in a chat", default="assistant")
+    seed: int = option(
+        "seed of requests without one", default=0, parse=parse_int, minimum=0, maximum=2**63 - 1
+    )
+
+    host: str = option("address to listen on; 0.0.0.0 for all", default="127.0.0.1", group="Server")
+    port: int = option("port to listen on", default=8000, parse=parse_int, minimum=0, maximum=65535)
+    uds: str = option("listen on this socket file instead of a port", default="", metavar="PATH")
+    api_server_count: int = option(
+        "HTTP worker processes", default=1, parse=parse_int, minimum=1, maximum=64, metavar="N"
+    )
+    api_key: tuple[str, ...] = option(
+        "keys that requests must carry", default=(), parse=parse_list, metavar="KEY", secret=True
+    )
+    api_key_file: str = option("file with one key a line", default="", metavar="FILE")
+    ssl_keyfile: str = option("private key, PEM", default="", metavar="FILE")
+    ssl_certfile: str = option("certificate chain, PEM", default="", metavar="FILE")
+    allowed_origins: tuple[str, ...] = option(
+        "origins that browsers may call from", default=(), parse=parse_list, metavar="ORIGIN"
+    )
+    root_path: str = option("path prefix that a proxy strips", default="")
+    max_body_bytes: int = option(
+        "largest request body", default=32 << 20, parse=parse_size, minimum=1024, metavar="SIZE"
+    )
+    enable_admin: bool = option("serve the administration routes", default=False, parse=parse_bool)
+
+    device: str = option(
+        "where the model runs: auto, cpu, cuda or cuda:INDEX", default=AUTO, group="Engine"
+    )
+    num_threads: int = option(
+        "CPU threads; 0: the cores this process may use",
+        default=0,
+        parse=parse_int,
+        minimum=0,
+        maximum=1024,
+    )
+    tensor_parallel_size: int = option(
+        "GPUs that share the model; this version runs on one", default=1, parse=parse_int, minimum=1
+    )
+    block_size: int = option(
+        "tokens of a KV block", default=16, parse=parse_int, minimum=1, maximum=256
+    )
+    kv_cache_dtype: str = option(
+        "type of keys and values",
+        default=AUTO,
+        choices=(AUTO, "float32", "float16", "bfloat16", "fp8", "int8"),
+    )
+    kv_cache_memory_bytes: int = option(
+        "size of the KV cache; 0: from free memory",
+        default=0,
+        parse=parse_size,
+        minimum=0,
+        metavar="SIZE",
+    )
+    gpu_memory_utilization: float = option(
+        "share of the GPU's memory to use", default=0.92, parse=parse_float, minimum=0.01, maximum=1
+    )
+    num_gpu_blocks_override: int = option(
+        "number of KV blocks, whatever memory allows",
+        default=0,
+        parse=parse_int,
+        minimum=0,
+        metavar="N",
+    )
+    enable_prefix_caching: bool = option(
+        "reuse the KV blocks of equal prompt beginnings", default=True, parse=parse_bool
+    )
+    enable_chunked_prefill: bool = option(
+        "split long prompts over steps", default=True, parse=parse_bool
+    )
+    max_num_seqs: int = option(
+        "sequences that run at the same time", default=64, parse=parse_int, minimum=1, maximum=65536
+    )
+    max_num_batched_tokens: int = option(
+        "tokens of one step", default=2048, parse=parse_length, minimum=1, maximum=1 << 24
+    )
+    scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
+    max_num_queued_reqs: int = option(
+        "requests that may wait; more get 429",
+        default=4096,
+        parse=parse_int,
+        minimum=1,
+        maximum=1 << 24,
+    )
+    enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
+    batch_invariant: bool = option(
+        "results do not depend on the batch, on CUDA too", default=False, parse=parse_bool
+    )
+
+    startup_timeout: float = option(
+        "seconds without progress after which a start fails",
+        default=600.0,
+        parse=parse_float,
+        minimum=0.1,
+        group="Life",
+    )
+    shutdown_timeout: float = option(
+        "seconds that running requests get at the end", default=30.0, parse=parse_float, minimum=0
+    )
+    liveness_timeout: float = option(
+        "seconds without a heartbeat after which the engine counts as stuck; auto: at least 30, "
+        "more where a step takes long",
+        default=0.0,
+        parse=parse_seconds_or_auto,
+        minimum=0,
+        metavar="S|auto",
+    )
+    max_engine_restarts: int = option(
+        "restarts of a failed engine in 10 minutes",
+        default=3,
+        parse=parse_int,
+        minimum=0,
+        maximum=1000,
+    )
+
+    log_level: str = option(
+        "least important messages",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        group="Logging",
+    )
+    log_format: str = option("format of the messages", default="text", choices=("text", "json"))
+    log_file: str = option(
+        "write messages here instead of standard error", default="", metavar="FILE"
+    )
+    disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
+
+    def __post_init__(self) -> None:
+        for each in options():
+            where = each.flag
+            object.__setattr__(self, each.name, each.value_of(getattr(self, each.name), where))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            raise ConfigError("--ssl-keyfile and --ssl-certfile must be given together.")
+        if self.tensor_parallel_size != 1:
+            raise ConfigError(
+                "--tensor-parallel-size: this version runs on one device; use 1, or start one "
+                "server for each GPU."
+            )
+        if not self.enable_chunked_prefill and self.max_model_len > self.max_num_batched_tokens:
+            raise ConfigError(
+                "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
+                f"--max-model-len ({self.max_model_len})."
+            )
+        kind, _, index = self.device.partition(":")
+        valid = kind in (AUTO, "cpu", "cuda") and (
+            not index or (kind == "cuda" and index.isdecimal())
+        )
+        if not valid:
+            raise ConfigError(f"--device: {self.device!r} is not auto, cpu, cuda or cuda:INDEX.")
+
+    @classmethod
+    def from_cli_args(cls, arguments: argparse.Namespace) -> ServeConfig:
+        """The configuration of a parsed command line, with environment and --config file below it.
+
+        Raises:
+            ConfigError: Naming the flag, variable or key at fault.
+        """
+        given = {n: v for n, v in vars(arguments).items() if v is not None}
+        return load(given, os.environ, given.get("config"))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that requests may use, the first one in answers."""
+        return self.served_model_name or (self.model,)
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys of --api-key and --api-key-file.
+
+        Raises:
+            ConfigError: The file cannot be read or holds no key.
+        """
+        if not self.api_key_file:
+            return self.api_key
+        try:
+            lines = Path(self.api_key_file).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--api-key-file: cannot read {self.api_key_file}: {error}."
+            ) from None
+        keys = tuple(line.strip() for line in lines if line.strip())
+        if not keys:
+            raise ConfigError(f"--api-key-file: {self.api_key_file} holds no key.")
+        return self.api_key + keys
+
+
+# --- The options as data -------------------------------------------------------------------------
+
+
+def options() -> Iterator[Option]:
+    """The options in the order of their definition."""
+    group = ""
+    for each in dataclasses.fields(ServeConfig):
+        values = dict(each.metadata)
+        group = values["group"] or group
+        yield Option(name=each.name, default=each.default, **{**values, "group": group})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and every flag to a parser. Absent ones become None."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for each in options():
+        if each.group not in groups:
+            groups[each.group] = parser.add_argument_group(each.group)
+        _add_argument(groups[each.group], each)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+
+
+def _add_argument(group: argparse._ArgumentGroup, each: Option) -> None:
+    text = each.help.replace("%", "%%")
+    if each.name == "model":
+        group.add_argument("model", nargs="?", metavar="MODEL", help=text)
+    elif each.is_switch:
+        on_off = argparse.BooleanOptionalAction
+        group.add_argument(each.flag, action=on_off, default=None, help=f"{text}{_default(each)}")
+    elif each.parse is parse_list:
+        group.add_argument(each.flag, nargs="+", metavar=each.metavar or None, help=text)
+    else:
+        metavar = each.metavar or ("{" + ",".join(each.choices) + "}" if each.choices else "")
+        fallback = each.name.rpartition("_")[2].upper()
+        group.add_argument(each.flag, metavar=metavar or fallback, help=f"{text}{_default(each)}")
+
+
+def _default(each: Option) -> str:
+    if each.is_switch:
+        return f" (default: {'on' if each.default else 'off'})"
+    if each.default in ("", 0, ()):
+        return ""
+    return f" (default: {each.default})"
+
+
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: str | Path | None = None
+) -> ServeConfig:
+    """Merge flags, variables and a file; OCTAVO_CONFIG names the file where no flag does.
+
+    Raises:
+        ConfigError: Naming the flag, variable or key at fault.
+    """
+    file = file or environ.get(ENV_PREFIX + "CONFIG")
+    from_file = read_file(Path(file)) if file else {}
+    merged: dict[str, Any] = {}
+    for each in options():
+        if each.name in flags:
+            merged[each.name] = each.value_of(flags[each.name], each.flag)
+        elif (text := environ.get(each.variable)) and not _is_service_link(each, text):
+            merged[each.name] = each.value_of(text, each.variable)
+        elif each.name in from_file:
+            merged[each.name] = each.value_of(from_file[each.name], f"{file}: {each.key}")
+    return ServeConfig(**merged)
+
+
+def _is_service_link(each: Option, text: str) -> bool:
+    """Kubernetes sets OCTAVO_PORT=tcp://… in every pod beside a Service named octavo."""
+    return each.name == "port" and text.startswith(("tcp://", "udp://"))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The values of a YAML file by field name.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is unknown.
+    """
+    import yaml  # noqa: PLC0415 - 15 ms that a start without a file does not spend
+
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: cannot read {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" (line {place.line + 1})" if place else ""
+        raise ConfigError(f"--config: {path} is not valid YAML{line}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config: {path} must hold keys and values.")
+    known = [each.key for each in options()]
+    for key in content:
+        if str(key).replace("_", "-") not in known:
+            raise ConfigError(f"{path}: unknown key {key!r}.{closest(str(key), known)}")
+    return {str(k).replace("-", "_"): v for k, v in content.items() if v is not None}
+
+
+def as_yaml(config: ServeConfig) -> str:
+    """The configuration as a --config file; secrets are masked."""
+    import yaml  # noqa: PLC0415 - only for --print-config
+
+    values: dict[str, Any] = {}
+    for each in options():
+        value = getattr(config, each.name)
+        if each.secret and value:
+            value = ["***"] * len(value)
+        values[each.key] = list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def from_environment() -> ServeConfig:
+    """The configuration of a server that is not started by `octavo serve`.
+
+    Raises:
+        ConfigError: Naming the variable or key at fault, or OCTAVO_MODEL where no model is named.
+    """
+    config = load({}, os.environ)
+    if not config.model:
+        raise ConfigError(
+            "No model is named: set OCTAVO_MODEL, or model in the OCTAVO_CONFIG file."
+        )
+    return config
+
+
+def runtime_directories() -> list[str]:
+    """Where a private directory for sockets may be made, the best place first."""
+    named = [os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp", "/dev/shm"]  # noqa: S108
+    return [name for name in named if name]
+
+
+def command_line() -> list[str]:
+    """The arguments of this process."""
+    return sys.argv[1:]
+
+
+@dataclass(frozen=True)
+class NotifySocket:
+    """How systemd wants to hear from a service.
+
+    Attributes:
+        path: Datagram socket; a leading @ is an abstract one.
+        watchdog_s: Longest silence, 0 if there is no watchdog.
+    """
+
+    path: str
+    watchdog_s: float
+
+
+def take_notify_socket() -> NotifySocket | None:
+    """The service manager's socket, removed from the environment.
+
+    gunicorn would announce itself as ready there as soon as it listens.
+    """
+    path = os.environ.pop("NOTIFY_SOCKET", "")
+    watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
+    os.environ.pop("WATCHDOG_PID", None)
+    if not path:
+        return None
+    return NotifySocket(path, int(watchdog_us) / 1e6 if watchdog_us.isdecimal() else 0.0)
+
+
+def cache_directory() -> Path:
+    """Where demos are kept: below XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "octavo"
+
+
+def resolve_options(config: ServeConfig) -> ResolveOptions:
+    """How the configuration wants models to be looked for."""
+    from octavo.model.resolve import ResolveOptions  # noqa: PLC0415 - not for --help
+
+    return ResolveOptions(
+        cache_dir=cache_directory(),
+        revision=config.revision,
+        download_dir=config.download_dir,
+        load_format=config.load_format,
+    )

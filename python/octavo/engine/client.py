@@ -1,0 +1,251 @@
+"""How the HTTP side talks to the engine: the interface, its value types, one request's stream.
+
+Everything here waits with `threading` primitives. In a gunicorn worker gevent has patched them, so
+a wait suspends one greenlet; under any threaded WSGI server the same code suspends one thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from octavo.errors import EngineFaultError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from octavo.sampling_params import SamplingParams
+
+# token id, log-probability of the model's raw distribution, rank from 1
+Logprob = tuple[int, float, int]
+
+
+class EngineState(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine's life, read from shared memory: it costs microseconds.
+
+    Attributes:
+        phase: One of octavo.engine.status_page.PHASES.
+        progress: Share of the phase that is done, 0 to 1.
+        bytes_done: Bytes read or downloaded in this phase.
+        bytes_total: 0 where the phase has no bytes.
+        elapsed_s: Seconds since the server process started.
+        heartbeat_age_s: Seconds since the engine's last sign of life; 0 before its first one.
+        is_ready: Requests are served.
+        is_alive: False once the engine died, and while a started engine has no heartbeat.
+        is_draining: The server is ending.
+        reason: Why is_alive is False, else "".
+        generation: Engine processes started so far.
+        phase_seconds: Duration of each finished or running phase of this generation.
+    """
+
+    phase: str
+    progress: float = 0.0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    elapsed_s: float = 0.0
+    heartbeat_age_s: float = 0.0
+    is_ready: bool = False
+    is_alive: bool = True
+    is_draining: bool = False
+    reason: str = ""
+    generation: int = 1
+    phase_seconds: dict[str, float] = {}
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the engine says about its model once it is ready.
+
+    Attributes:
+        vocab_size: Width of the logits; every token id is below it.
+        max_model_len: Prompt and output tokens of one sequence together.
+    """
+
+    vocab_size: int
+    max_model_len: int
+
+
+class RequestOutput(msgspec.Struct):
+    """Tokens of one sequence since its last RequestOutput.
+
+    Attributes:
+        sequence_index: 0 .. n - 1.
+        token_ids: The new tokens.
+        logprobs: For each new token, when asked for: the chosen one, then the most likely in order.
+        prompt_logprobs: The same for each prompt token but the first; comes in pieces.
+        finish_reason: "stop", "length" or "abort" in the last output of the sequence.
+        stop_token_id: The id that ended the sequence, where one did.
+        num_prompt_tokens: Length of the prompt.
+        num_cached_tokens: Of these, served from the prefix cache.
+    """
+
+    sequence_index: int
+    token_ids: list[int]
+    logprobs: list[list[Logprob]] = []
+    prompt_logprobs: list[list[Logprob]] = []
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+
+    def extend(self, later: RequestOutput) -> None:
+        """Append what the same sequence produced later."""
+        self.token_ids += later.token_ids
+        self.logprobs = self.logprobs + later.logprobs
+        self.prompt_logprobs = self.prompt_logprobs + later.prompt_logprobs
+        self.finish_reason = later.finish_reason
+        self.stop_token_id = later.stop_token_id
+        self.num_cached_tokens = later.num_cached_tokens
+
+
+class RequestStream:
+    """The outputs of one request. One reader; any thread may feed, fail or abort it.
+
+    A slow reader costs one RequestOutput a sequence: later deltas are appended to the waiting one,
+    whose size the request's own max_tokens bounds.
+    """
+
+    def __init__(self, num_sequences: int, abort: Callable[[RequestStream], None]) -> None:
+        self._unfinished = num_sequences  # sequences whose last output was not fed yet
+        self._abort = abort
+        self._waiting: dict[int, RequestOutput] = {}
+        self._error: RequestError | None = None
+        self._wakeup = threading.Event()
+        self._lock = threading.Lock()
+
+    def get(self, timeout: float | None = None) -> RequestOutput | None:
+        """Wait for the next output; None after `timeout` seconds, or once nothing more will come.
+
+        Raises:
+            RequestError: The request was refused or the engine failed; every output that came
+                before has been returned.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._lock:
+                if self._waiting:
+                    return self._waiting.pop(next(iter(self._waiting)))
+                if self._error is not None:
+                    raise self._error
+                if self._unfinished <= 0:
+                    return None
+                self._wakeup.clear()
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self._wakeup.wait(left)
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing more will come out of get(): read to the end, failed or aborted."""
+        with self._lock:
+            return not self._waiting and (self._unfinished <= 0 or self._error is not None)
+
+    def __iter__(self) -> Iterator[RequestOutput]:
+        """Outputs until every sequence has finished."""
+        while (output := self.get()) is not None:
+            yield output
+
+    def abort(self) -> None:
+        """Stop the request and free what it holds in the engine. Never blocks; harmless when over.
+
+        A reader that waits in get() returns None.
+        """
+        with self._lock:
+            if self._unfinished <= 0 or self._error is not None:
+                return
+            self._unfinished = 0
+        self._wakeup.set()
+        self._abort(self)
+
+    def __enter__(self) -> RequestStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def feed(self, output: RequestOutput) -> None:
+        """Hand an output to the reader."""
+        with self._lock:
+            if self._unfinished <= 0:
+                return
+            if output.finish_reason is not None:
+                self._unfinished -= 1
+            waiting = self._waiting.get(output.sequence_index)
+            if waiting is None:
+                self._waiting[output.sequence_index] = output
+            else:
+                waiting.extend(output)
+        self._wakeup.set()
+
+    def fail(self, error: RequestError) -> None:
+        """End the stream with an error; the first one counts."""
+        with self._lock:
+            if self._unfinished <= 0 or self._error is not None:
+                return
+            self._error = error
+        self._wakeup.set()
+
+    @property
+    def is_ended(self) -> bool:
+        """Nothing more will be fed."""
+        return self._unfinished <= 0 or self._error is not None
+
+
+class EngineClient(Protocol):
+    """What the HTTP resources need of an engine."""
+
+    def state(self) -> EngineState:
+        """The engine's life now; never blocks, works in every phase."""
+
+    def model_info(self) -> ModelInfo:
+        """Facts of the loaded model.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+        """
+
+    def submit(
+        self,
+        prompt_token_ids: list[int] | bytes,
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: int = 0,
+    ) -> RequestStream:
+        """Start a request; bytes are int32 little-endian. Never blocks.
+
+        What the engine refuses comes out of the stream's get(): InvalidRequestError for a prompt or
+        parameter, QueueFullError when too many wait.
+
+        Raises:
+            NotReadyError: The engine is not ready, or the server is draining.
+        """
+
+    def stats(self, timeout: float) -> dict[str, float]:
+        """Counters and gauges of the engine by name.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+            EngineFaultError: No answer in `timeout` seconds.
+        """
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached block that nobody holds.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+        """
+
+
+def engine_gone() -> EngineFaultError:
+    """The error of requests whose engine went away."""
+    return EngineFaultError("The engine failed while it served this request. Please try again.")

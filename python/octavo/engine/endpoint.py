@@ -1,0 +1,361 @@
+"""The engine's side of the socket: HTTP workers connect, submit, and get what their requests make.
+
+Two threads. run() holds a selector over all connections: it accepts, reads frames, submits, and
+writes what a slow worker left over. A sender blocks in take_outputs() and writes one Outputs frame
+for each worker and step. A worker that goes away has all its requests aborted; one that does not
+read is dropped when MAX_BACKLOG_BYTES wait for it, so that it can hold up neither the engine nor
+the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.protocol import (
+    RECORD,
+    Abort,
+    GetStats,
+    Outputs,
+    Refused,
+    ResetPrefixCache,
+    Stats,
+    Submit,
+    ToEngine,
+    ToWorker,
+    Welcome,
+)
+from octavo.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from octavo.engine.client import ModelInfo
+    from octavo.sampling_params import SamplingParams
+
+MAX_BACKLOG_BYTES = 64 << 20
+_RECEIVE_BYTES = 1 << 20
+_ACCEPT_RETRY_S = 0.02
+_CONNECTION_SHIFT = 48
+_MAX_CONNECTIONS = (1 << 16) - 1
+_FINISH_REASON = slice(RECORD.size - 4, None, RECORD.size)  # the column of finish reasons
+_PEER = struct.Struct("3i")  # pid, uid, gid
+
+log = logging.getLogger(__name__)
+
+
+class OutputBatch(Protocol):
+    """What octavo._core.OutputBatch has."""
+
+    connection: int
+    records: bytes
+    token_ids: bytes
+    logprobs: bytes
+    prompt_logprobs: bytes
+    errors: dict[int, str]
+
+
+class Engine(Protocol):
+    """What the endpoint needs of octavo._core.Engine, which documents it."""
+
+    def submit(
+        self,
+        request_id: int,
+        token_ids: bytes,
+        sampling: Any,
+        priority: int = 0,
+        cache_salt: int = 0,
+    ) -> None:
+        """Start a request."""
+
+    def abort(self, request_id: int) -> None:
+        """Stop a request."""
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached blocks."""
+
+    def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
+        """Wait for outputs; None once shut down."""
+
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges."""
+
+    def shutdown(self) -> None:
+        """Abort what runs, publish the last records, end."""
+
+
+class _Connection:
+    """One worker's connection."""
+
+    def __init__(self, number: int, peer: socket.socket) -> None:
+        self.number = number
+        self.peer = peer
+        self.frames = FrameBuffer()
+        self.live: dict[int, int] = {}  # request id to sequences that still run
+        self.is_open = True
+        self._backlog = bytearray()
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self.peer.fileno()
+
+    def send(self, frame: bytes) -> bool:
+        """Send what the socket takes now and keep the rest; False when some is kept."""
+        with self._lock:
+            if not self._backlog:
+                sent = self._try_send(frame)
+                if sent == len(frame):
+                    return True
+                frame = frame[sent:]
+            self._backlog += frame
+            if len(self._backlog) > MAX_BACKLOG_BYTES:
+                raise BrokenPipeError("the worker does not read")
+            return False
+
+    def flush(self) -> bool:
+        """Send of the rest what the socket takes now; True when nothing is left."""
+        with self._lock:
+            del self._backlog[: self._try_send(self._backlog)]
+            return not self._backlog
+
+    def _try_send(self, data: bytes | bytearray) -> int:
+        try:
+            return self.peer.send(data)
+        except BlockingIOError:
+            return 0
+
+
+class Endpoint:
+    """Serves one engine to any number of workers.
+
+    Args:
+        engine: Started.
+        listener: A listening AF_UNIX socket.
+        info: Told to every worker that connects.
+        to_sampling: Makes the engine's sampling parameters.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        listener: socket.socket,
+        info: ModelInfo,
+        to_sampling: Callable[[SamplingParams], Any],
+    ) -> None:
+        self._engine = engine
+        self._listener = listener
+        self._info = info
+        self._to_sampling = to_sampling
+        self._encoder = msgspec.msgpack.Encoder()
+        self._sender_encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._numbers = itertools.cycle(range(1, _MAX_CONNECTIONS + 1))
+        self._connections: dict[int, _Connection] = {}  # also closed ones whose requests still end
+        self._selector = selectors.DefaultSelector()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._to_flush: set[_Connection] = set()
+        self._to_close: set[_Connection] = set()
+        self._lock = threading.Lock()  # of _connections, live, _to_flush and _to_close
+        self._is_stopping = False
+        self._failure: str | None = None
+
+    def run(self) -> None:
+        """Serve until stop() or until the engine ends.
+
+        Raises:
+            EngineError: The engine ended by itself.
+        """
+        self._listener.settimeout(0)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        sender = threading.Thread(target=self._send_outputs, name="engine-sender")
+        sender.start()
+        while not self._is_stopping:
+            for key, events in self._selector.select():
+                self._handle(key, events)
+            self._settle()
+        self._engine.shutdown()
+        sender.join()
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        if self._failure is not None:
+            raise EngineError(self._failure)
+
+    def stop(self) -> None:
+        """Make run() abort what runs and return. From any thread."""
+        self._is_stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    # --- The selector's thread ---
+
+    def _handle(self, key: selectors.SelectorKey, events: int) -> None:
+        if key.fileobj is self._listener:
+            self._accept()
+        elif key.fileobj == self._wakeup:
+            os.eventfd_read(self._wakeup)
+        else:
+            connection: _Connection = key.data
+            try:
+                if events & selectors.EVENT_WRITE and connection.flush():
+                    self._selector.modify(connection, selectors.EVENT_READ, connection)
+                if events & selectors.EVENT_READ:
+                    self._receive(connection)
+            except (OSError, FrameError, msgspec.MsgspecError) as error:
+                log.debug("Worker connection %d ended: %s", connection.number, error)
+                self._close(connection)
+
+    def _settle(self) -> None:
+        """Do what the sender asked for."""
+        with self._lock:
+            to_flush, self._to_flush = self._to_flush, set()
+            to_close, self._to_close = self._to_close, set()
+        for connection in to_flush - to_close:
+            if connection.is_open:
+                both = selectors.EVENT_READ | selectors.EVENT_WRITE
+                self._selector.modify(connection, both, connection)
+        for connection in to_close:
+            self._close(connection)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:  # gone before it was accepted, or out of descriptors: tried again
+            time.sleep(_ACCEPT_RETRY_S)
+            return
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        _, uid, _ = _PEER.unpack(credentials)
+        if uid not in (os.geteuid(), 0):
+            log.warning("Refused a connection of user %d", uid)
+            peer.close()
+            return
+        peer.settimeout(0)
+        number = next(n for n in self._numbers if n not in self._connections)
+        connection = _Connection(number, peer)
+        with self._lock:
+            self._connections[number] = connection
+        self._selector.register(connection, selectors.EVENT_READ, connection)
+        self._reply(connection, Welcome(number, self._info.vocab_size, self._info.max_model_len))
+
+    def _receive(self, connection: _Connection) -> None:
+        data = connection.peer.recv(_RECEIVE_BYTES)
+        if not data:
+            raise ConnectionResetError("closed by the worker")
+        for frame in connection.frames.feed(data):
+            self._dispatch(connection, self._decoder.decode(frame))
+
+    def _dispatch(self, connection: _Connection, message: ToEngine) -> None:
+        if isinstance(message, Submit):
+            self._submit(connection, message)
+        elif isinstance(message, Abort):
+            for request_id in message.ids:
+                self._engine.abort(connection.number << _CONNECTION_SHIFT | request_id)
+        elif isinstance(message, GetStats):
+            self._reply(connection, Stats(message.token, self._engine.stats()))
+        elif isinstance(message, ResetPrefixCache):
+            self._engine.reset_prefix_cache()
+
+    def _submit(self, connection: _Connection, message: Submit) -> None:
+        full_id = connection.number << _CONNECTION_SHIFT | message.id
+        with self._lock:
+            connection.live[full_id] = message.sampling.n
+        try:
+            self._engine.submit(
+                full_id,
+                message.token_ids,
+                self._to_sampling(message.sampling),
+                message.priority,
+                message.cache_salt,
+            )
+        except RequestError as error:
+            self._refuse(connection, message.id, type(error).__name__, error.message)
+        except (ValueError, TypeError, OverflowError) as error:
+            log.debug("Refused request %d: %s", message.id, error)
+            text = "A parameter is out of range."
+            self._refuse(connection, message.id, "InvalidRequestError", text)
+
+    def _refuse(self, connection: _Connection, request_id: int, kind: str, message: str) -> None:
+        with self._lock:
+            connection.live.pop(connection.number << _CONNECTION_SHIFT | request_id, None)
+        self._reply(connection, Refused(request_id, kind, message))
+
+    def _reply(self, connection: _Connection, message: ToWorker) -> None:
+        if not connection.send(encode(message, self._encoder)):
+            with self._lock:
+                self._to_flush.add(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        """Let go of a worker and of all that runs for it."""
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        self._selector.unregister(connection)
+        connection.peer.close()
+        with self._lock:
+            live = list(connection.live)
+            if not live:
+                self._connections.pop(connection.number, None)
+        for full_id in live:
+            self._engine.abort(full_id)
+
+    # --- The sender's thread ---
+
+    def _send_outputs(self) -> None:
+        try:
+            while (batches := self._engine.take_outputs(1.0)) is not None:
+                for batch in batches:
+                    self._send_batch(batch)
+        except Exception as error:
+            log.exception("The engine failed")
+            self._failure = str(error) or type(error).__name__
+        else:
+            if not self._is_stopping:
+                self._failure = "The engine ended unexpectedly."
+        self.stop()
+
+    def _send_batch(self, batch: OutputBatch) -> None:
+        connection = self._connections.get(batch.connection)
+        if connection is None:
+            return
+        if any(batch.records[_FINISH_REASON]):
+            self._count_finished(connection, batch.records)
+        if not connection.is_open:
+            return
+        outputs = Outputs(
+            batch.records, batch.token_ids, batch.logprobs, batch.prompt_logprobs, batch.errors
+        )
+        try:
+            if connection.send(encode(outputs, self._sender_encoder)):
+                return
+            kept = self._to_flush
+        except (OSError, FrameError) as error:
+            log.warning("Dropping worker connection %d: %s", connection.number, error)
+            kept = self._to_close
+        with self._lock:
+            kept.add(connection)
+        self._wake()
+
+    def _count_finished(self, connection: _Connection, records: bytes) -> None:
+        with self._lock:
+            for record in RECORD.iter_unpack(records):
+                if not record[-1]:
+                    continue
+                left = connection.live.get(record[0], 1) - 1
+                if left > 0:
+                    connection.live[record[0]] = left
+                else:
+                    connection.live.pop(record[0], None)
+            if not connection.is_open and not connection.live:
+                self._connections.pop(connection.number, None)

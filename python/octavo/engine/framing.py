@@ -1,0 +1,56 @@
+"""Cutting a byte stream into the frames of octavo.engine.protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.engine.protocol import LENGTH, MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    import msgspec
+
+
+class FrameError(Exception):
+    """The peer does not speak the protocol."""
+
+
+def encode(message: msgspec.Struct, encoder: msgspec.msgpack.Encoder) -> bytes:
+    """A message as a frame.
+
+    Raises:
+        FrameError: It is larger than a frame may be.
+    """
+    frame = bytearray(LENGTH.size)
+    encoder.encode_into(message, frame, LENGTH.size)
+    size = len(frame) - LENGTH.size
+    if size > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
+    LENGTH.pack_into(frame, 0, size)
+    return bytes(frame)
+
+
+class FrameBuffer:
+    """Bytes that came in, until they make whole frames."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies of the frames that `data` completes.
+
+        Raises:
+            FrameError: A frame announces more than MAX_FRAME_BYTES.
+        """
+        self._data += data
+        frames = []
+        start = 0
+        while (body := start + LENGTH.size) <= len(self._data):
+            (size,) = LENGTH.unpack_from(self._data, start)
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
+            if body + size > len(self._data):
+                break
+            frames.append(bytes(memoryview(self._data)[body : body + size]))
+            start = body + size
+        del self._data[:start]
+        return frames

@@ -1,0 +1,72 @@
+"""The server's configuration in the engine's terms."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from octavo import _core
+from octavo.options import AUTO
+
+if TYPE_CHECKING:
+    from octavo.config import ServeConfig
+    from octavo.model.config import ModelInfo
+    from octavo.model.generation_config import GenerationConfig
+    from octavo.sampling_params import SamplingParams
+
+# Fields that have the same name and meaning on both sides.
+_SAME = (
+    "num_threads",
+    "batch_invariant",
+    "enforce_eager",
+    "max_model_len",
+    "block_size",
+    "kv_cache_memory_bytes",
+    "gpu_memory_utilization",
+    "kv_cache_dtype",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "scheduling_policy",
+    "max_num_queued_reqs",
+    "seed",
+)
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+
+
+def engine_config(
+    config: ServeConfig, info: ModelInfo, generation: GenerationConfig
+) -> _core.EngineConfig:
+    """The engine's configuration for a model."""
+    core = _core.EngineConfig()
+    for name in _SAME:
+        setattr(core, name, getattr(config, name))
+    core.device = device(config)
+    core.weight_dtype = weight_dtype(config, info, core.device)
+    core.num_blocks = config.num_gpu_blocks_override
+    core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
+    core.eos_token_ids = list(generation.eos_token_ids)
+    return core
+
+
+def device(config: ServeConfig) -> str:
+    """Where the model runs: the first GPU if there is one."""
+    if config.device == AUTO:
+        return "cuda:0" if _core.has_cuda() else "cpu"
+    return "cuda:0" if config.device == "cuda" else config.device
+
+
+def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
+    """What plain weights are kept in: half the size of float32, unless asked otherwise."""
+    if config.dtype != AUTO:
+        return config.dtype
+    return "float16" if info.dtype == "float16" and device != "cpu" else "bfloat16"
+
+
+def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
+    """Sampling parameters without what concerns only the text."""
+    fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+    for name in _TEXT_ONLY:
+        del fields[name]
+    return _core.SamplingParams(**fields)

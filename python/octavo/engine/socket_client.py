@@ -1,0 +1,349 @@
+"""The EngineClient of an HTTP worker: one AF_UNIX connection to the engine process.
+
+Two threads of control (greenlets in a gevent worker) belong to it: the pump connects, decodes the
+engine's frames and feeds the streams; the writer sends what submit() and abort() leave in the
+outbox, so that neither of them ever blocks, not even in an event-loop callback. A connection that
+ends fails every running request and is made again: the engine is restarted by its supervisor.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from octavo import errors
+from octavo.engine.client import ModelInfo, RequestOutput, RequestStream, engine_gone
+from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.protocol import (
+    FINISH_REASONS,
+    LOGPROB,
+    RECORD,
+    Abort,
+    GetStats,
+    Outputs,
+    Refused,
+    ResetPrefixCache,
+    Stats,
+    Submit,
+    ToEngine,
+    ToWorker,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from octavo.engine.client import EngineState, Logprob
+    from octavo.engine.status_page import StatusPage
+    from octavo.sampling_params import SamplingParams
+
+_LOCAL_ID = (1 << 48) - 1  # the bits of a record's id that this client chose
+_RECONNECT_S = 0.05
+_RECEIVE_BYTES = 256 << 10
+_MAX_OUTBOX_BYTES = 256 << 20
+_REFUSALS = {
+    kind.__name__: kind
+    for kind in (errors.InvalidRequestError, errors.QueueFullError, errors.NotReadyError)
+}
+
+
+class _Live:
+    """A request that the engine knows."""
+
+    __slots__ = ("logprobs", "prompt_logprobs", "stream")
+
+    def __init__(self, stream: RequestStream, sampling: SamplingParams) -> None:
+        self.stream = stream
+        self.logprobs = 1 + (sampling.logprobs or 0)
+        self.prompt_logprobs = 1 + (sampling.prompt_logprobs or 0)
+
+
+class SocketEngineClient:
+    """Implements octavo.engine.client.EngineClient.
+
+    Args:
+        path: The engine's socket.
+        page: The server's status page.
+    """
+
+    def __init__(self, path: str, page: StatusPage) -> None:
+        self._path = path
+        self._page = page
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+        self._ids = itertools.count(1)
+        self._live: dict[int, _Live] = {}
+        self._id_of: dict[RequestStream, int] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._info: ModelInfo | None = None
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._outbox_filled = threading.Event()
+        self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._is_closed = False
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Begin to connect. Call after fork, and in a gunicorn worker after gevent's patches."""
+        for target in (self._pump, self._write):
+            name = f"engine-client{target.__name__}"
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """Fail what runs and let go of the engine."""
+        self._is_closed = True
+        self._outbox_filled.set()
+        self._drop_connection()
+        self.fail_all(errors.NotReadyError("The server is shutting down."))
+
+    # --- EngineClient ---
+
+    def state(self) -> EngineState:
+        """The engine's life now."""
+        return self._page.read()
+
+    def is_connected(self) -> bool:
+        """The engine has welcomed this client."""
+        return self._info is not None
+
+    def model_info(self) -> ModelInfo:
+        """Facts of the loaded model."""
+        info = self._info
+        if info is None:
+            raise errors.NotReadyError("The model is not ready yet.")
+        return info
+
+    def submit(
+        self,
+        prompt_token_ids: list[int] | bytes,
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: int = 0,
+    ) -> RequestStream:
+        """Start a request."""
+        self._check_serving()
+        if not isinstance(prompt_token_ids, bytes):
+            prompt_token_ids = _int32(prompt_token_ids)
+        stream = RequestStream(sampling.n, self._abort)
+        request_id = next(self._ids)
+        message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
+        frame = self._frame(message)
+        with self._lock:
+            self._live[request_id] = _Live(stream, sampling)
+            self._id_of[stream] = request_id
+            self._put(frame)
+        return stream
+
+    def stats(self, timeout: float) -> dict[str, float]:
+        """Counters and gauges of the engine by name."""
+        self.model_info()
+        token, answer = next(self._ids), _Answer()
+        self._answers[token] = answer
+        try:
+            with self._lock:
+                self._put(self._frame(GetStats(token)))
+            if not answer.arrived.wait(timeout):
+                raise errors.EngineFaultError("The engine did not answer in time.")
+            return answer.values
+        finally:
+            del self._answers[token]
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached block that nobody holds."""
+        self.model_info()
+        with self._lock:
+            self._put(self._frame(ResetPrefixCache()))
+
+    # --- For the worker ---
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def fail_all(self, error: errors.RequestError) -> None:
+        """End every running request with an error, and in the engine too."""
+        with self._lock:
+            live, self._live = self._live, {}
+            self._id_of = {}
+            if live and self._info is not None:
+                self._put(self._frame(Abort(list(live))))
+        for each in live.values():
+            each.stream.fail(error)
+
+    # --- Sending ---
+
+    def _check_serving(self) -> None:
+        state = self._page.read()
+        if state.is_draining:
+            raise errors.NotReadyError("The server is shutting down.")
+        if not state.is_alive or self._info is None:
+            raise errors.NotReadyError("The model is not ready.")
+        if self._outbox_bytes > _MAX_OUTBOX_BYTES:
+            raise errors.QueueFullError("Too many requests wait already.")
+
+    def _abort(self, stream: RequestStream) -> None:
+        with self._lock:
+            request_id = self._id_of.pop(stream, None)
+            if request_id is not None:
+                self._live.pop(request_id, None)
+                self._put(self._frame(Abort([request_id])))
+
+    def _frame(self, message: ToEngine) -> bytes:
+        try:
+            return encode(message, self._encoder)
+        except FrameError:
+            raise errors.InvalidRequestError("The prompt is too large.") from None
+
+    def _put(self, frame: bytes) -> None:
+        """Leave a frame for the writer. Requires: _lock is held."""
+        self._outbox.append(frame)
+        self._outbox_bytes += len(frame)
+        self._outbox_filled.set()
+
+    def _write(self) -> None:
+        while not self._is_closed:
+            self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            with self._lock:
+                frames, self._outbox = self._outbox, deque()
+                self._outbox_bytes = 0
+                connection = self._socket
+            if connection is None or not frames:
+                continue
+            try:
+                connection.sendall(b"".join(frames))
+            except OSError:
+                self._drop_connection()
+
+    # --- Receiving ---
+
+    def _pump(self) -> None:
+        while not self._is_closed:
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                    connection.connect(self._path)
+                    self._serve(connection)
+            except (OSError, FrameError, msgspec.MsgspecError):
+                pass  # the engine is gone or went mad; either way this connection is over
+            self._lose_connection()
+            time.sleep(_RECONNECT_S)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Receive until the engine goes away."""
+        self._socket = connection
+        buffer = FrameBuffer()
+        while data := connection.recv(_RECEIVE_BYTES):
+            for frame in buffer.feed(data):
+                self._dispatch(self._decoder.decode(frame))
+
+    def _dispatch(self, message: ToWorker) -> None:
+        if isinstance(message, Outputs):
+            self._feed(message)
+        elif isinstance(message, Refused):
+            kind = _REFUSALS.get(message.kind, errors.EngineFaultError)
+            self._fail(message.id, kind(message.message))
+        elif isinstance(message, Stats):
+            if answer := self._answers.get(message.token):
+                answer.values = message.values
+                answer.arrived.set()
+        elif isinstance(message, Welcome):
+            self._info = ModelInfo(message.vocab_size, message.max_model_len)
+
+    def _feed(self, outputs: Outputs) -> None:
+        columns = _Columns(outputs)
+        for record in RECORD.iter_unpack(outputs.records):
+            request_id = record[0] & _LOCAL_ID
+            live = self._live.get(request_id)
+            output = columns.take(record, live)
+            if live is None:
+                continue  # aborted here while this record was on its way
+            if output.finish_reason == "error":
+                message = outputs.errors.get(record[0]) or "The engine failed."
+                self._fail(request_id, errors.EngineFaultError(message))
+                continue
+            live.stream.feed(output)
+            if output.finish_reason is not None and live.stream.is_ended:
+                self._forget(request_id)
+
+    def _fail(self, request_id: int, error: errors.RequestError) -> None:
+        if live := self._forget(request_id):
+            live.stream.fail(error)
+
+    def _forget(self, request_id: int) -> _Live | None:
+        with self._lock:
+            live = self._live.pop(request_id, None)
+            if live is not None:
+                self._id_of.pop(live.stream, None)
+        return live
+
+    def _drop_connection(self) -> None:
+        """Make the pump notice that the connection is over."""
+        if connection := self._socket:
+            with contextlib.suppress(OSError):  # the peer was faster
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _lose_connection(self) -> None:
+        with self._lock:
+            self._socket = self._info = None
+            self._outbox.clear()
+            self._outbox_bytes = 0
+        self.fail_all(engine_gone())
+
+
+class _Answer:
+    """Where the answer to GetStats arrives."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.arrived = threading.Event()
+
+
+class _Columns:
+    """The columns of an Outputs frame, cut record by record."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._tokens = array.array("i", outputs.token_ids)
+        self._logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.logprobs))
+        self._prompt_logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.prompt_logprobs))
+        self._token = self._logprob = self._prompt_logprob = 0
+
+    def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
+        """The output of the next record."""
+        _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, reason = record
+        start, self._token = self._token, self._token + num_tokens
+        lp, self._logprob = self._logprob, self._logprob + num_lp
+        plp, self._prompt_logprob = self._prompt_logprob, self._prompt_logprob + num_plp
+        output = RequestOutput(
+            sequence_index=index,
+            token_ids=self._tokens[start : self._token].tolist(),
+            finish_reason=FINISH_REASONS[reason],
+            stop_token_id=stop_id if stop_id >= 0 else None,
+            num_prompt_tokens=num_prompt,
+            num_cached_tokens=num_cached,
+        )
+        if live is not None and num_lp:
+            output.logprobs = _groups(self._logprobs[lp : self._logprob], live.logprobs)
+        if live is not None and num_plp:
+            entries = self._prompt_logprobs[plp : self._prompt_logprob]
+            output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
+        return output
+
+
+def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
+    """Entries of one token each."""
+    return [entries[i : i + size] for i in range(0, len(entries), size)]
+
+
+def _int32(token_ids: list[int]) -> bytes:
+    try:
+        return array.array("i", token_ids).tobytes()
+    except OverflowError:
+        raise errors.InvalidRequestError("A token id is out of range.") from None

@@ -1,0 +1,341 @@
+"""SocketEngineClient and Endpoint, over a real socket, with a FakeEngine behind."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from octavo.engine.client import ModelInfo, RequestOutput, RequestStream
+from octavo.engine.endpoint import Endpoint
+from octavo.engine.socket_client import SocketEngineClient
+from octavo.engine.status_page import StatusPage
+from octavo.errors import (
+    EngineError,
+    EngineFaultError,
+    InvalidRequestError,
+    NotReadyError,
+    QueueFullError,
+)
+from octavo.sampling_params import SamplingParams
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "fakes"))
+from typing import TYPE_CHECKING
+
+from fake_engine import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_S = 20.0
+
+
+def wait_for(condition: Callable[[], object], what: str = "the condition") -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.005)
+
+
+@dataclass
+class Stack:
+    """An engine with its endpoint, and clients of it."""
+
+    path: str
+    page: StatusPage
+    engine: FakeEngine
+    endpoint: Endpoint
+    listener: socket.socket
+    thread: threading.Thread
+    clients: list[SocketEngineClient]
+    failures: list[BaseException]
+
+    def connect(self) -> SocketEngineClient:
+        client = SocketEngineClient(self.path, self.page)
+        client.start()
+        self.clients.append(client)
+        wait_for(client.is_connected, "the connection")
+        return client
+
+    def stop(self) -> None:
+        self.endpoint.stop()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
+
+def make_stack(listener: socket.socket, path: str, page: StatusPage, **engine: float) -> Stack:
+    fake = FakeEngine(**engine)
+    fake.start()
+    endpoint = Endpoint(fake, listener, ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN), lambda s: s)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            endpoint.run()
+        except EngineError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return Stack(path, page, fake, endpoint, listener, thread, [], failures)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    page = StatusPage()
+    page.begin_generation()
+    page.enter("ready")
+    path = str(tmp_path / "engine")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen()
+    stacks: list[Stack] = []
+
+    def make(**engine: float) -> Stack:
+        stacks.append(make_stack(listener, path, page, **engine))
+        return stacks[-1]
+
+    yield make
+    for stack in stacks:
+        for client in stack.clients:
+            client.close()
+        stack.stop()
+    listener.close()
+
+
+def tokens_of(stream: RequestStream) -> list[int]:
+    return [token for output in stream for token in output.token_ids]
+
+
+def params(max_tokens: int, **fields: object) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+def test_a_request_gets_its_tokens_and_one_finish_reason(serve: Callable[..., Stack]) -> None:
+    client = serve().connect()
+    assert client.model_info() == ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN)
+    outputs = list(client.submit([1, 2, 3], params(5)))
+    assert [t for o in outputs for t in o.token_ids] == [4, 5, 6, 7, 8]
+    assert [o.finish_reason for o in outputs if o.finish_reason] == ["length"]
+    assert outputs[-1].num_prompt_tokens == 3
+    assert outputs[-1].stop_token_id is None
+    assert client.num_live == 0
+
+
+def test_prompt_tokens_may_come_as_bytes(serve: Callable[..., Stack]) -> None:
+    client = serve().connect()
+    assert tokens_of(client.submit(b"\x07\x00\x00\x00", params(2))) == [8, 9]
+
+
+def test_n_sequences_share_a_stream(serve: Callable[..., Stack]) -> None:
+    client = serve().connect()
+    tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    ends = []
+    for output in client.submit([10], params(4, n=3)):
+        tokens[output.sequence_index] += output.token_ids
+        if output.finish_reason:
+            ends.append(output.sequence_index)
+    assert tokens == {0: [11, 12, 13, 14], 1: [12, 13, 14, 15], 2: [13, 14, 15, 16]}
+    assert sorted(ends) == [0, 1, 2]
+
+
+def test_logprobs_are_grouped_by_token(serve: Callable[..., Stack]) -> None:
+    client = serve().connect()
+    outputs = list(client.submit([1], params(3, logprobs=2)))
+    groups = [group for output in outputs for group in output.logprobs]
+    assert groups == [[(t, -0.5, 1), (t + 1, -1.0, 2), (t + 2, -1.5, 3)] for t in (2, 3, 4)]
+
+
+def test_many_clients_and_requests_never_mix(serve: Callable[..., Stack]) -> None:
+    stack = serve()
+    clients = [stack.connect() for _ in range(3)]
+    streams = [(i, clients[i % 3].submit([i], params(20))) for i in range(90)]
+    for i, stream in streams:
+        assert tokens_of(stream) == [(i + 1 + k) % VOCAB_SIZE for k in range(20)]
+    wait_for(lambda: all(c.num_live == 0 for c in clients))
+
+
+def test_a_slow_reader_gets_everything_in_few_outputs(serve: Callable[..., Stack]) -> None:
+    client = serve().connect()
+    stream = client.submit([1], params(500, logprobs=0))
+    wait_for(lambda: client.num_live == 0, "the end of the request")
+    outputs = list(stream)
+    assert len(outputs) == 1
+    assert outputs[0].token_ids == [(2 + k) % VOCAB_SIZE for k in range(500)]
+    assert len(outputs[0].logprobs) == 500
+    assert stream.is_finished
+
+
+def test_get_returns_none_after_the_timeout(serve: Callable[..., Stack]) -> None:
+    client = serve(step_s=5.0).connect()
+    stream = client.submit([1], params(5))
+    assert stream.get(WAIT_S) is not None
+    assert stream.get(0.05) is None
+    assert not stream.is_finished
+
+
+def test_abort_reaches_the_engine_and_ends_the_reader(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    client = stack.connect()
+    stream = client.submit([1], params(10**6))
+    assert stream.get(WAIT_S) is not None
+    stream.abort()
+    stream.abort()
+    wait_for(lambda: stack.engine.aborted, "the abort")
+    assert len(stack.engine.aborted) == 1
+    assert list(stream) == [] or stream.is_finished
+    assert client.num_live == 0
+    assert stack.engine.stats()["num_running"] == 0
+
+
+def test_leaving_the_stream_aborts_it(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    client = stack.connect()
+    with client.submit([1], params(10**6)) as stream:
+        assert stream.get(WAIT_S) is not None
+    wait_for(lambda: stack.engine.aborted, "the abort")
+
+
+def test_a_client_that_goes_away_frees_its_requests(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    stays, goes = stack.connect(), stack.connect()
+    kept = stays.submit([500], params(100))
+    for i in range(5):
+        goes.submit([i], params(10**6))
+    wait_for(lambda: stack.engine.stats()["num_running"] == 6)
+    goes.close()
+    wait_for(lambda: len(stack.engine.aborted) == 5, "five aborts")
+    assert len(tokens_of(kept)) == 100
+    assert stack.connect().model_info() is not None
+
+
+def test_refusals_come_out_of_the_stream(serve: Callable[..., Stack]) -> None:
+    client = serve(max_num_queued=0).connect()
+    with pytest.raises(InvalidRequestError, match="out of range"):
+        client.submit([VOCAB_SIZE], params(1)).get(WAIT_S)
+    with pytest.raises(QueueFullError, match="wait already"):
+        client.submit([1], params(1)).get(WAIT_S)
+    with pytest.raises(InvalidRequestError, match="out of range"):
+        client.submit([2**40], params(1))
+    assert client.num_live == 0
+
+
+def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    client = stack.connect()
+    stream = client.submit([1], params(10**6))
+    wait_for(lambda: stack.engine.stats()["num_running"] == 1)
+    stack.engine.end_with_error("The logits hold a NaN.")
+    with pytest.raises(EngineFaultError, match="NaN"):
+        for _ in stream:
+            pass
+
+
+def test_the_end_of_the_engine_fails_streams_and_the_next_one_serves(
+    serve: Callable[..., Stack],
+) -> None:
+    first = serve(step_s=0.01)
+    client = first.connect()
+    stream = client.submit([1], params(10**6))
+    assert stream.get(WAIT_S) is not None
+    first.engine.fail(RuntimeError("device lost"))
+    with pytest.raises(EngineFaultError):
+        for _ in stream:
+            pass
+    first.thread.join(WAIT_S)
+    assert "device lost" in str(first.failures[0])
+    wait_for(lambda: not client.is_connected(), "the end of the connection")
+    with pytest.raises(NotReadyError):
+        client.submit([1], params(1))
+    serve()
+    wait_for(client.is_connected, "the new connection")
+    assert tokens_of(client.submit([1], params(3))) == [2, 3, 4]
+
+
+def test_draining_admits_no_more(serve: Callable[..., Stack]) -> None:
+    stack = serve()
+    client = stack.connect()
+    stack.page.begin_draining()
+    with pytest.raises(NotReadyError, match="shutting down"):
+        client.submit([1], params(1))
+
+
+def test_a_dead_engine_admits_nothing(serve: Callable[..., Stack]) -> None:
+    stack = serve()
+    client = stack.connect()
+    stack.page.engine_died("killed")
+    with pytest.raises(NotReadyError):
+        client.submit([1], params(1))
+
+
+def test_fail_all_ends_every_stream_and_frees_the_engine(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    client = stack.connect()
+    streams = [client.submit([i], params(10**6)) for i in range(3)]
+    wait_for(lambda: stack.engine.stats()["num_running"] == 3)
+    client.fail_all(NotReadyError("The server is shutting down."))
+    for stream in streams:
+        with pytest.raises(NotReadyError):
+            for _ in stream:
+                pass
+    wait_for(lambda: len(stack.engine.aborted) == 3)
+
+
+def test_stats_and_reset(serve: Callable[..., Stack]) -> None:
+    stack = serve()
+    client = stack.connect()
+    assert client.stats(WAIT_S)["num_waiting"] == 0
+    client.reset_prefix_cache()
+    wait_for(lambda: stack.engine.num_resets == 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00junk!", b"\x01\x00\x00\x00\x93"],
+    ids=["huge length", "not a message", "truncated array"],
+)
+def test_a_mad_peer_is_dropped_and_the_rest_lives(serve: Callable[..., Stack], data: bytes) -> None:
+    stack = serve()
+    client = stack.connect()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mad:
+        mad.connect(stack.path)
+        mad.settimeout(WAIT_S)
+        mad.sendall(data)
+        while mad.recv(4096):
+            pass
+    assert tokens_of(client.submit([1], params(2))) == [2, 3]
+
+
+def test_a_worker_that_does_not_read_is_dropped(
+    serve: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.engine.endpoint.MAX_BACKLOG_BYTES", 1 << 16)
+    stack = serve()
+    client = stack.connect()
+    silent = stack.connect()
+    silent._feed = lambda outputs: time.sleep(WAIT_S)  # type: ignore[method-assign]
+    streams = [silent.submit([i], params(4000, logprobs=20)) for i in range(8)]
+    wait_for(lambda: len(stack.engine.aborted) >= len(streams), "the drop")
+    assert tokens_of(client.submit([1], params(2))) == [2, 3]
+
+
+def test_a_stream_merges_what_its_reader_left(serve: Callable[..., Stack]) -> None:
+    del serve
+    stream = RequestStream(2, lambda _: None)
+    stream.feed(RequestOutput(0, [1], logprobs=[[(1, -1.0, 1)]]))
+    stream.feed(RequestOutput(1, [9]))
+    stream.feed(RequestOutput(0, [2], logprobs=[[(2, -2.0, 1)]], finish_reason="stop"))
+    first, second = stream.get(0), stream.get(0)
+    assert first == RequestOutput(
+        0, [1, 2], logprobs=[[(1, -1.0, 1)], [(2, -2.0, 1)]], finish_reason="stop"
+    )
+    assert second == RequestOutput(1, [9])
+    assert not stream.is_finished
+    stream.fail(EngineFaultError("gone"))
+    with pytest.raises(EngineFaultError):
+        stream.get(0)

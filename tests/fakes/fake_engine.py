@@ -1,0 +1,167 @@
+"""An engine double with the surface of octavo._core.Engine.
+
+Sequence i of a request gets the tokens last + 1 + i, last + 2 + i, … modulo the vocabulary, where
+last is its prompt's last token: a test can tell whose tokens it got. One step makes one token for
+every running sequence and takes `step_s`.
+"""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from dataclasses import dataclass, field
+
+from octavo.engine.protocol import LOGPROB, RECORD
+from octavo.errors import InvalidRequestError, QueueFullError
+
+VOCAB_SIZE = 1000
+MAX_MODEL_LEN = 4096
+
+
+@dataclass
+class OutputBatch:
+    connection: int
+    records: bytes = b""
+    token_ids: bytes = b""
+    logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Sequence:
+    id: int
+    index: int
+    next_token: int
+    left: int
+    num_prompt: int
+    logprobs: int | None
+
+
+class FakeEngine:
+    def __init__(self, step_s: float = 0.0, max_num_queued: int = 1000) -> None:
+        self.step_s = step_s
+        self.max_num_queued = max_num_queued
+        self.aborted: list[int] = []
+        self.num_resets = 0
+        self.fault: BaseException | None = None
+        self._running: list[Sequence] = []
+        self._outbox: list[OutputBatch] = []
+        self._changed = threading.Condition()
+        self._is_shut_down = False
+        self._heartbeat: memoryview | None = None
+        self._offset = 0
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def set_heartbeat(self, page, offset: int) -> None:
+        self._heartbeat = memoryview(page).cast("B")[offset : offset + 8].cast("q")
+
+    # --- octavo._core.Engine ---
+
+    def submit(self, id, token_ids, sampling, priority=0, cache_salt=0) -> None:  # noqa: A002
+        tokens = array.array("i", bytes(token_ids))
+        if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
+            raise InvalidRequestError("A token id is out of range.", param="prompt")
+        with self._changed:
+            if len(self._running) >= self.max_num_queued:
+                raise QueueFullError("Too many requests wait already.")
+            for index in range(sampling.n):
+                self._running.append(
+                    Sequence(id, index, tokens[-1] + 1 + index, sampling.max_tokens, len(tokens),
+                             sampling.logprobs)
+                )  # fmt: skip
+            self._changed.notify_all()
+
+    def abort(self, id: int) -> None:  # noqa: A002
+        with self._changed:
+            self.aborted.append(id)
+            ended = [s for s in self._running if s.id == id]
+            self._running = [s for s in self._running if s.id != id]
+            for sequence in ended:
+                self._publish(sequence, [], reason=3)
+            self._changed.notify_all()
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
+
+    def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)
+            if self.fault is not None:
+                raise self.fault
+            if self._is_shut_down and not self._outbox:
+                return None
+            outputs, self._outbox = self._outbox, []
+            return outputs
+
+    def stats(self) -> dict[str, float]:
+        return {"num_running": float(len(self._running)), "num_waiting": 0.0}
+
+    def shutdown(self) -> None:
+        with self._changed:
+            for sequence in self._running:
+                self._publish(sequence, [], reason=3)
+            self._running = []
+            self._is_shut_down = True
+            self._changed.notify_all()
+
+    def fail(self, fault: BaseException) -> None:
+        with self._changed:
+            self.fault = fault
+            self._is_shut_down = True
+            self._changed.notify_all()
+
+    def end_with_error(self, message: str) -> None:
+        """Every running request ends with an engine fault."""
+        with self._changed:
+            for sequence in self._running:
+                self._publish(sequence, [], reason=4, error=message)
+            self._running = []
+            self._changed.notify_all()
+
+    # --- The engine thread ---
+
+    def _loop(self) -> None:
+        while not self._is_shut_down:
+            if self._heartbeat is not None:
+                self._heartbeat[0] = time.monotonic_ns()
+            with self._changed:
+                if not self._running:
+                    self._changed.wait(0.05)
+                    continue
+                for sequence in list(self._running):
+                    self._step(sequence)
+                self._changed.notify_all()
+            time.sleep(self.step_s)
+
+    def _step(self, sequence: Sequence) -> None:
+        token = sequence.next_token % VOCAB_SIZE
+        sequence.next_token += 1
+        sequence.left -= 1
+        if sequence.left == 0:
+            self._running.remove(sequence)
+        self._publish(sequence, [token], reason=0 if sequence.left else 2)
+
+    def _publish(self, sequence: Sequence, tokens: list[int], reason: int, error: str = "") -> None:
+        connection = sequence.id >> 48
+        batch = next((b for b in self._outbox if b.connection == connection), None)
+        if batch is None:
+            batch = OutputBatch(connection)
+            self._outbox.append(batch)
+        num_logprobs = 0
+        if sequence.logprobs is not None:
+            for token in tokens:
+                for rank in range(1 + sequence.logprobs):
+                    batch.logprobs += LOGPROB.pack(token + rank, -0.5 * (rank + 1), rank + 1)
+                    num_logprobs += 1
+        batch.records += RECORD.pack(
+            sequence.id, sequence.index, len(tokens), sequence.num_prompt, 0, -1, num_logprobs, 0,
+            reason,
+        )  # fmt: skip
+        batch.token_ids += array.array("i", tokens).tobytes()
+        if error:
+            batch.errors[sequence.id] = error
