@@ -1,0 +1,66 @@
+"""The HTTP application: its routes and what surrounds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from octavo.server.chat import ChatResource
+from octavo.server.completions import CompletionsResource
+from octavo.server.error_responses import add_error_handlers
+from octavo.server.health import probe_routes
+from octavo.server.metrics import LoadResource, MetricsResource
+from octavo.server.middleware import ApiKeys, Origins, RequestIds
+from octavo.server.models import ModelResource, ModelsResource
+from octavo.server.readiness import ReadinessMiddleware
+from octavo.server.tokenize import (
+    DetokenizeResource,
+    TokenizeResource,
+    TokenizerInfoResource,
+)
+from octavo.server.version import VersionResource
+
+if TYPE_CHECKING:
+    from octavo.server.context import ServerContext
+    from octavo.server.readiness import Readiness
+
+App = falcon.App[Any, Any]
+
+
+def create_app(context: ServerContext, readiness: Readiness) -> App:
+    """The WSGI application.
+
+    A resource is open to everybody only where it says `is_open`, and waits for the model unless it
+    says `answers_while_loading`.
+    """
+    app: App = falcon.App(
+        middleware=[
+            RequestIds(),
+            Origins(context.config.allowed_origins),
+            ApiKeys(context.api_keys),
+            ReadinessMiddleware(readiness),
+        ]
+    )
+    app.req_options.strip_url_path_trailing_slash = False
+    add_error_handlers(app)
+    for path, resource in routes(context, readiness).items():
+        app.add_route(path, resource)
+    return app
+
+
+def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
+    """Path to resource."""
+    return {
+        **probe_routes(readiness, context.engine),
+        "/version": VersionResource(),
+        "/metrics": MetricsResource(context),
+        "/load": LoadResource(context),
+        "/v1/models": ModelsResource(context),
+        "/v1/models/{model_id:path}": ModelResource(context),
+        "/v1/completions": CompletionsResource(context),
+        "/v1/chat/completions": ChatResource(context),
+        "/tokenize": TokenizeResource(context),
+        "/detokenize": DetokenizeResource(context),
+        "/tokenizer_info": TokenizerInfoResource(context),
+    }

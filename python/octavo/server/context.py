@@ -1,0 +1,74 @@
+"""What every route is given."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from octavo.errors import UnknownModelError
+from octavo.server.request_body import read_body
+from octavo.server.schemas.decode import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import falcon
+    import msgspec
+
+    from octavo.config import ServeConfig
+    from octavo.engine.client import EngineClient, ModelInfo
+    from octavo.server.request_metrics import RequestMetrics
+    from octavo.server.served_model import ServedModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """The app's dependencies.
+
+    Attributes:
+        engine: Runs requests.
+        config: The server's settings.
+        model: The tokenizer and its like; raises NotReadyError while they load.
+        metrics: Takes what requests measure.
+        api_keys: Keys of which a request needs one; empty lets everybody in.
+        started: Unix time of the app's start.
+    """
+
+    engine: EngineClient
+    config: ServeConfig
+    model: Callable[[], ServedModel]
+    metrics: RequestMetrics
+    api_keys: tuple[str, ...] = ()
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def read(self, req: falcon.Request, decoder: msgspec.json.Decoder[T]) -> T:
+        """The request's body.
+
+        Raises:
+            RequestError: Not JSON, too large, or not as the schema asks.
+        """
+        return decode(decoder, read_body(req, self.config.max_body_bytes))
+
+    def model_info(self) -> ModelInfo:
+        """Facts of the engine's model.
+
+        Raises:
+            NotReadyError: It is not loaded.
+        """
+        return self.engine.model_info()
+
+    def check_model(self, name: str | None) -> str:
+        """The name that the answer carries.
+
+        Raises:
+            UnknownModelError: Another model than the one served here.
+        """
+        names = self.config.model_names
+        if name is None:
+            return names[0]
+        if name not in names:
+            raise UnknownModelError(f"The model {name[:200]!r} is not served here.", param="model")
+        return name

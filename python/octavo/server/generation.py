@@ -1,0 +1,318 @@
+"""One call in the engine: n choices of each prompt, their outputs as pieces of text."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from octavo.errors import OctavoError
+from octavo.model.detokenizer import Detokenizer, DetokenizerOptions
+from octavo.server.schemas.shared import PromptTokensDetails, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from octavo.engine.client import EngineClient, Logprob, RequestOutput, RequestStream
+    from octavo.model.detokenizer import TokenBytes
+    from octavo.sampling_params import SamplingParams
+    from octavo.server.context import ServerContext
+    from octavo.server.prompts import Prompt
+    from octavo.server.request_metrics import RequestMetrics
+    from octavo.server.work import Work
+
+
+@dataclass(slots=True, kw_only=True)
+class Piece:
+    """What one engine output adds to one choice.
+
+    Attributes:
+        choice: Index of the choice: prompt * n + sequence.
+        text: New text that is certain.
+        token_ids: New tokens; a stop string cuts those after it.
+        logprobs: For each of token_ids, when asked for.
+        finish_reason: "stop", "length" or "abort" in the choice's last piece.
+        stop_reason: The stop string or the request's stop token id that ended it.
+    """
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[list[Logprob]]
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing to tell a client that reads only text."""
+        return not self.text and self.finish_reason is None
+
+
+class Generation:
+    """The running requests of one call. Used as a context manager: leaving it aborts what runs.
+
+    Attributes:
+        prompts: What is continued.
+        n: Choices of each prompt.
+        prompt_logprobs: For each prompt, for its tokens from the second on, where asked for;
+            complete when the prompt's first piece comes.
+
+    Raises:
+        NotReadyError: The engine takes no requests now.
+    """
+
+    def __init__(
+        self, context: ServerContext, token_bytes: TokenBytes, work: Work, started: float
+    ) -> None:
+        self.prompts = [prompt for prompt, _ in work.prompts]
+        self.n = work.sampling.n
+        self.prompt_logprobs: list[list[list[Logprob]]] = [[] for _ in work.prompts]
+        self._choices = [
+            _Choice(token_bytes, sampling, prompt, _Timer(context.metrics, started))
+            for prompt, sampling in work.prompts
+            for _ in range(sampling.n)
+        ]
+        self._cached_tokens = [0] * len(work.prompts)
+        self._streams: list[RequestStream] = []
+        try:
+            for prompt, sampling in work.prompts:
+                self._streams.append(_submit(context.engine, prompt, sampling, work))
+        except OctavoError:
+            self._end("error")
+            raise
+        one = len(self._streams) == 1
+        self._outputs: _Outputs = _One(self._streams[0]) if one else _Merged(self._streams)
+
+    def get(self, timeout: float | None = None) -> Piece | None:
+        """The next piece; None after `timeout` seconds, or once is_finished.
+
+        Raises:
+            RequestError: The engine refused a prompt, or failed. All prompts are aborted.
+        """
+        while True:
+            try:
+                item = self._outputs.get(timeout)
+            except OctavoError:
+                self._end("error")
+                raise
+            if item is None:
+                return None
+            index, output = item
+            piece = self._take(index, output)
+            if piece is not None:
+                return piece
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces until every choice has finished."""
+        while (piece := self.get()) is not None:
+            yield piece
+
+    @property
+    def is_finished(self) -> bool:
+        """No piece will come any more."""
+        return self._outputs.is_finished
+
+    def abort(self) -> None:
+        """Free what the call holds in the engine. Never blocks; harmless when over."""
+        self._end("abort")
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def usage(self) -> Usage:
+        """Tokens of the whole call so far."""
+        return _usage(
+            sum(len(prompt.token_ids) for prompt in self.prompts),
+            sum(choice.num_tokens for choice in self._choices),
+            sum(self._cached_tokens),
+        )
+
+    def _end(self, reason: str) -> None:
+        for stream in self._streams:
+            stream.abort()
+        for choice in self._choices:
+            choice.give_up(reason)
+
+    def _take(self, index: int, output: RequestOutput) -> Piece | None:
+        self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
+        self.prompt_logprobs[index] += output.prompt_logprobs
+        number = index * self.n + output.sequence_index
+        choice = self._choices[number]
+        if choice.is_finished or not (output.token_ids or output.finish_reason):
+            return None
+        piece = choice.take(number, output)
+        siblings = self._choices[index * self.n : (index + 1) * self.n]
+        if choice.is_finished and all(sibling.is_finished for sibling in siblings):
+            self._streams[index].abort()
+        return piece
+
+
+class _Choice:
+    """The text side of one sequence."""
+
+    def __init__(
+        self, token_bytes: TokenBytes, sampling: SamplingParams, prompt: Prompt, timer: _Timer
+    ) -> None:
+        self._prompt_tokens = len(prompt.token_ids)
+        self._timer = timer
+        self._stop_token_ids = frozenset(sampling.stop_token_ids)
+        special = token_bytes.special_ids
+        self._detokenizer = Detokenizer(
+            token_bytes,
+            DetokenizerOptions(
+                skip_special_tokens=sampling.skip_special_tokens,
+                stop=sampling.stop,
+                include_stop_str_in_output=sampling.include_stop_str_in_output,
+                min_tokens=sampling.min_tokens,
+                at_start=all(id_ in special for id_ in prompt.token_ids),
+            ),
+        )
+        self.is_finished = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the output so far."""
+        return self._detokenizer.num_tokens
+
+    def take(self, number: int, output: RequestOutput) -> Piece:
+        """Turn an output of the engine into a piece."""
+        detokenizer = self._detokenizer
+        before = detokenizer.num_tokens
+        stop_token_id = -1 if output.stop_token_id is None else output.stop_token_id
+        text, stopped = detokenizer.feed(output.token_ids, stop_token_id)
+        reason = output.finish_reason
+        if reason is not None and not stopped:
+            text += detokenizer.flush()
+            stopped = detokenizer.stop_string is not None
+        taken = detokenizer.num_tokens - before
+        if taken:
+            self._timer.tokens(taken, self._prompt_tokens)
+        if stopped or reason is not None:
+            self._finish("stop" if stopped else reason or "abort")
+        return Piece(
+            choice=number,
+            text=text,
+            token_ids=output.token_ids[:taken],
+            logprobs=output.logprobs[:taken],
+            finish_reason="stop" if stopped else reason,
+            stop_reason=detokenizer.stop_string if stopped else self._stop_id(output),
+        )
+
+    def give_up(self, reason: str) -> None:
+        """No more comes of this choice."""
+        if not self.is_finished:
+            self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        self.is_finished = True
+        self._timer.finish(reason, self.num_tokens)
+
+    def _stop_id(self, output: RequestOutput) -> int | None:
+        """The id that ended the sequence, where the request named it; the model's own is none."""
+        return output.stop_token_id if output.stop_token_id in self._stop_token_ids else None
+
+
+class _Timer:
+    """Measures one choice."""
+
+    def __init__(self, metrics: RequestMetrics, started: float) -> None:
+        self._metrics = metrics
+        self._started = started
+        self._last: float | None = None
+
+    def tokens(self, count: int, prompt_tokens: int) -> None:
+        """The choice got tokens."""
+        now = time.monotonic()
+        if self._last is None:
+            self._metrics.first_token(now - self._started, prompt_tokens)
+        else:
+            self._metrics.next_tokens(now - self._last, count)
+        self._last = now
+
+    def finish(self, reason: str, num_tokens: int) -> None:
+        """The choice ended."""
+        self._metrics.finished(reason, time.monotonic() - self._started, num_tokens)
+
+
+class _Outputs:
+    """Outputs of several streams with the index of the stream."""
+
+    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
+        raise NotImplementedError
+
+    @property
+    def is_finished(self) -> bool:
+        raise NotImplementedError
+
+
+class _One(_Outputs):
+    def __init__(self, stream: RequestStream) -> None:
+        self._stream = stream
+
+    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
+        output = self._stream.get(timeout)
+        return None if output is None else (0, output)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._stream.is_finished
+
+
+class _Merged(_Outputs):
+    """A reader for each stream, all writing to one queue, in the order of arrival."""
+
+    def __init__(self, streams: Sequence[RequestStream]) -> None:
+        self._queue: queue.Queue[tuple[int, RequestOutput | OctavoError | None]] = queue.Queue()
+        self._running = len(streams)
+        for index, stream in enumerate(streams):
+            threading.Thread(target=self._read, args=(index, stream), daemon=True).start()
+
+    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
+        while self._running:
+            try:
+                index, item = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                return None
+            if item is None:
+                self._running -= 1
+            elif isinstance(item, OctavoError):
+                self._running = 0
+                raise item
+            else:
+                return index, item
+        return None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._running == 0
+
+    def _read(self, index: int, stream: RequestStream) -> None:
+        try:
+            for output in stream:
+                self._queue.put((index, output))
+        except OctavoError as error:
+            self._queue.put((index, error))
+        else:
+            self._queue.put((index, None))
+
+
+def _submit(
+    engine: EngineClient, prompt: Prompt, sampling: SamplingParams, work: Work
+) -> RequestStream:
+    return engine.submit(
+        prompt.token_ids, sampling, priority=work.priority, cache_salt=work.cache_salt
+    )
+
+
+def _usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+    )

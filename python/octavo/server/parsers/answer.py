@@ -1,0 +1,90 @@
+"""The parts of an answer, and the chain of parsers that finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from octavo.server.parsers.reasoning import ReasoningParser
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """What is new of one tool call.
+
+    Attributes:
+        index: The call's number in the answer.
+        id: In the call's first delta.
+        name: In the call's first delta.
+        arguments: More of the arguments' JSON text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What is new of an answer."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.calls)
+
+    def extend(self, later: Parts) -> None:
+        """Append what came later."""
+        self.content += later.content
+        self.reasoning += later.reasoning
+        self.calls += later.calls
+
+
+class ToolParser(Protocol):
+    """Finds tool calls in the content."""
+
+    def feed(self, text: str) -> Parts:
+        """Take more text."""
+
+    def finish(self) -> Parts:
+        """What was held back, once no more text comes."""
+
+
+class AnswerParser:
+    """Splits one choice's text: reasoning first, then content and tool calls.
+
+    Args:
+        reasoning: None leaves reasoning in the content.
+        tools: None leaves tool calls in the content.
+    """
+
+    def __init__(self, reasoning: ReasoningParser | None, tools: ToolParser | None) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+
+    def feed(self, text: str) -> Parts:
+        """Take more text."""
+        if self._reasoning is None:
+            return self._content(text)
+        thought, content = self._reasoning.feed(text)
+        parts = self._content(content)
+        parts.reasoning = thought
+        return parts
+
+    def finish(self) -> Parts:
+        """What was held back, once no more text comes."""
+        thought, content = ("", "") if self._reasoning is None else self._reasoning.finish()
+        parts = self._content(content)
+        parts.reasoning = thought
+        if self._tools is not None:
+            parts.extend(self._tools.finish())
+        return parts
+
+    def _content(self, text: str) -> Parts:
+        if self._tools is None or not text:
+            return Parts(content=text)
+        return self._tools.feed(text)

@@ -1,0 +1,1 @@
+"""Requests and responses of the HTTP API: what validates is also what documents."""

@@ -1,0 +1,144 @@
+"""The HTTP worker: gunicorn's gevent worker that answers from the first second to the last.
+
+It listens before the model is there, and goes on listening while it drains, so that new requests
+get a 503 and not a refused connection. Tokenizer and template are read by a thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn.sock import ssl_context
+from gunicorn.workers.ggevent import GeventWorker
+
+from octavo.errors import NotReadyError, OctavoError
+from octavo.processes import die_with_parent
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from octavo.server.arbiter import Shared
+
+_TICK_S = 0.05
+_NOTIFY_S = 1.0
+_LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
+
+log = logging.getLogger(__name__)
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Serves HTTP from one event loop."""
+
+    slot = 0  # this worker's place on the shared pages, set by the arbiter
+
+    def init_process(self) -> None:
+        """Let go of what only the arbiter may hold, then start."""
+        self._shared: Shared = self.app.octavo
+        self._page = self._shared.runtime.page
+        self._active = 0  # requests being answered
+        with contextlib.suppress(OSError):
+            os.close(self._shared.lifeline)
+        die_with_parent(self.ppid)
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Build the app around a client of this server's engine."""
+        from octavo.server.assembly import assemble  # noqa: PLC0415 - after gevent's patches
+
+        shared = self._shared
+        self._assembly = assemble(shared.config, shared.runtime, shared.metrics, self.slot)
+        self.wsgi = self._assembly.app
+        threading.Thread(target=self._load_model, name="load-model", daemon=True).start()
+
+    def _load_model(self) -> None:
+        """Read tokenizer and template; a model without them ends the server."""
+        try:
+            self._assembly.load()
+        except OctavoError as error:
+            self._page.worker_failed(error.exit_code, str(error))
+            os._exit(0)  # the arbiter has read the cause
+        except Exception as error:
+            log.exception("The tokenizer cannot be loaded")
+            self._page.worker_failed(OctavoError.exit_code, f"The tokenizer failed: {error}")
+            os._exit(0)  # the arbiter has read the cause
+        self._page.worker_ready(self.slot, os.getpid())
+
+    # --- Signals ---
+
+    def init_signals(self) -> None:
+        """A terminal sends SIGINT to every process; only the arbiter heeds it."""
+        super().init_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: finish what runs, then end."""
+        del sig, frame
+        self.alive = False
+
+    # --- The loop ---
+
+    def run(self) -> None:
+        """Serve until told to end, then finish what runs."""
+        servers = [self._listen(listener) for listener in self.sockets]
+        notified = 0.0
+        while self.alive and not self._page.is_draining:
+            if time.monotonic() - notified >= _NOTIFY_S:
+                self.notify()
+                notified = time.monotonic()
+            gevent.sleep(_TICK_S)
+        self.alive = False  # from here on every answer closes its connection
+        if not self._page.is_draining:
+            for server in servers:  # only this worker ends: others take the connections
+                server.close()
+        self._finish()
+        for server in servers:
+            server.stop(timeout=0)
+        self._assembly.client.close()
+
+    def _listen(self, listener: Any) -> StreamServer:
+        listener.settimeout(None)
+        arguments = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
+        server = StreamServer(
+            listener,
+            handle=partial(self.handle, listener),
+            spawn=Pool(self.worker_connections),
+            **arguments,
+        )
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        server.start()
+        return server
+
+    def _finish(self) -> None:
+        """Wait for running requests; end those that outlast the time they get."""
+        self._wait_idle(self._shared.config.shutdown_timeout)
+        if self._active:
+            log.warning("Ending %d requests that still run", self._active)
+            self._assembly.client.fail_all(NotReadyError("The server is shutting down."))
+            self._wait_idle(_LAST_WORDS_S)
+
+    def _wait_idle(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._active and time.monotonic() < deadline:
+            self.notify()
+            gevent.sleep(_TICK_S)
+
+    def handle_request(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
+        """Answer one request; the last one of its connection while the server drains."""
+        if self._page.is_draining:
+            self.alive = False
+        self._active += 1
+        try:
+            super().handle_request(listener_name, req, client, addr)
+        finally:
+            self._active -= 1

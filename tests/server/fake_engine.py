@@ -1,0 +1,202 @@
+"""An engine without a model: what it generates is a script, the same every time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from octavo.engine.client import EngineState, Logprob, ModelInfo, RequestOutput, RequestStream
+from octavo.errors import InvalidRequestError, NotReadyError, RequestError
+from octavo.sampling_params import SamplingParams
+
+VOCAB_SIZE = 260
+EOS = 257
+MAX_MODEL_LEN = 512
+
+# Prompt, sampling and sequence index to the tokens of one sequence, the end token included.
+Script = Callable[[list[int], SamplingParams, int], list[int]]
+
+
+def rotate(prompt: list[int], sampling: SamplingParams, index: int) -> list[int]:
+    """Continue with the prompt's own bytes, each sequence from another place, for ever."""
+    plain = [id_ for id_ in prompt if id_ < 256] or [65]
+    return [plain[(index + i) % len(plain)] for i in range(sampling.max_tokens)]
+
+
+def say(*texts: str, end: bool = True) -> Script:
+    """Say a text byte by byte, sequence k the k-th one; then the end token."""
+
+    def script(prompt: list[int], sampling: SamplingParams, index: int) -> list[int]:
+        ids = list(texts[index % len(texts)].encode())
+        return [*ids, EOS] if end else ids
+
+    return script
+
+
+@dataclass
+class Submission:
+    prompt: list[int]
+    sampling: SamplingParams
+    priority: int
+    cache_salt: int
+    stream: FakeStream | None = None
+    aborted: bool = False
+
+
+@dataclass
+class FakeEngine:
+    """Implements octavo.engine.client.EngineClient.
+
+    Attributes:
+        script: What to generate.
+        tokens_per_step: Tokens of one output.
+        fail_at: Outputs after which each stream fails with `failure`.
+        idle_gets: Times that get() returns nothing before the first output.
+    """
+
+    script: Script = rotate
+    tokens_per_step: int = 1
+    fail_at: int | None = None
+    failure: RequestError | None = None
+    idle_gets: int = 0
+    cached_tokens: int = 0
+    ready: bool = True
+    phase: str = "ready"
+    draining: bool = False
+    submissions: list[Submission] = field(default_factory=list)
+
+    def state(self) -> EngineState:
+        return EngineState(
+            phase=self.phase if self.ready else "loading_weights",
+            is_ready=self.ready and not self.draining,
+            is_draining=self.draining,
+            phase_seconds={"loading_weights": 1.5},
+        )
+
+    def model_info(self) -> ModelInfo:
+        if not self.ready:
+            raise NotReadyError("The model is not ready yet.")
+        return ModelInfo(vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN)
+
+    def submit(
+        self,
+        prompt_token_ids: list[int] | bytes,
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: int = 0,
+    ) -> RequestStream:
+        self.model_info()
+        assert isinstance(prompt_token_ids, list)
+        assert prompt_token_ids
+        assert all(0 <= id_ < VOCAB_SIZE for id_ in prompt_token_ids)
+        assert len(prompt_token_ids) + sampling.max_tokens <= MAX_MODEL_LEN
+        submission = Submission(prompt_token_ids, sampling, priority, cache_salt)
+        self.submissions.append(submission)
+        submission.stream = FakeStream(self, submission)
+        return submission.stream
+
+    def stats(self, timeout: float) -> dict[str, float]:
+        self.model_info()
+        return {
+            "num_running": 3,
+            "num_waiting": 2,
+            "num_blocks": 100,
+            "num_free_blocks": 75,
+            "num_preemptions": 1,
+            "num_prompt_tokens": 10,
+            "num_generation_tokens": 20,
+            "num_prefix_query_tokens": 8,
+            "num_prefix_hit_tokens": 4,
+            "step_seconds": 0.25,
+        }
+
+    def reset_prefix_cache(self) -> None:
+        self.model_info()
+
+    @property
+    def last(self) -> Submission:
+        return self.submissions[-1]
+
+
+class FakeStream(RequestStream):
+    """Makes the next output whenever its reader has none left."""
+
+    def __init__(self, engine: FakeEngine, submission: Submission) -> None:
+        super().__init__(submission.sampling.n, lambda _: setattr(submission, "aborted", True))
+        self._engine = engine
+        self._outputs = list(_outputs(engine, submission))
+        self._idle = engine.idle_gets
+        self._given = 0
+
+    def get(self, timeout: float | None = None) -> RequestOutput | None:
+        if self._idle and timeout is not None:
+            self._idle -= 1
+            return None
+        if self._given == self._engine.fail_at and self._engine.failure is not None:
+            self.fail(self._engine.failure)
+        elif self._outputs and not self.is_ended:
+            self._given += 1
+            self.feed(self._outputs.pop(0))
+        return super().get(timeout)
+
+
+def _outputs(engine: FakeEngine, submission: Submission) -> list[RequestOutput]:
+    sampling = submission.sampling
+    rows = [_rows(engine, submission, index) for index in range(sampling.n)]
+    rows[0][0].prompt_logprobs = _prompt_logprobs(submission)
+    return [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
+
+
+def _rows(engine: FakeEngine, submission: Submission, index: int) -> list[RequestOutput]:
+    sampling = submission.sampling
+    ids, reason, stop_id = _cut(engine.script(submission.prompt, sampling, index), sampling)
+    step = engine.tokens_per_step
+    outputs = [
+        RequestOutput(
+            sequence_index=index,
+            token_ids=ids[i : i + step],
+            logprobs=_logprobs(ids[i : i + step], sampling.logprobs),
+            num_prompt_tokens=len(submission.prompt),
+            num_cached_tokens=engine.cached_tokens,
+        )
+        for i in range(0, len(ids), step)
+    ]
+    outputs[-1].finish_reason = reason
+    outputs[-1].stop_token_id = stop_id
+    return outputs
+
+
+def _cut(ids: Sequence[int], sampling: SamplingParams) -> tuple[list[int], str, int | None]:
+    """Apply end tokens and max_tokens as the engine does."""
+    for position, id_ in enumerate(ids[: sampling.max_tokens], start=1):
+        ends = id_ in sampling.stop_token_ids or (id_ == EOS and not sampling.ignore_eos)
+        if ends and position > sampling.min_tokens:
+            return list(ids[:position]), "stop", id_
+    if len(ids) < sampling.max_tokens:
+        raise InvalidRequestError("The script is too short.")
+    return list(ids[: sampling.max_tokens]), "length", None
+
+
+def _logprobs(ids: Sequence[int], k: int | None) -> list[list[Logprob]]:
+    return [] if k is None else [candidates(id_, k) for id_ in ids]
+
+
+def _prompt_logprobs(submission: Submission) -> list[list[Logprob]]:
+    k = submission.sampling.prompt_logprobs
+    return [] if k is None else [candidates(id_, k) for id_ in submission.prompt[1:]]
+
+
+def candidates(id_: int, k: int) -> list[Logprob]:
+    """The chosen token, then the k most likely; ids divisible by 7 are not the most likely."""
+    rank = 3 if id_ % 7 == 0 else 1
+    others = [(id_ + j) % VOCAB_SIZE for j in range(1, k + 3)]
+    ranked = [*others[: rank - 1], id_, *others[rank - 1 :]]
+    scored = [(token, _logprob(position), position) for position, token in enumerate(ranked, 1)]
+    return [scored[rank - 1], *scored[:k]]
+
+
+def _logprob(rank: int) -> float:
+    """A float32 that has no short decimal form."""
+    return -math.ldexp(round(math.ldexp(0.1 * rank, 24)), -24)

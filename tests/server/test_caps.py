@@ -1,0 +1,182 @@
+"""Every cap of a request: at the cap, one over it, and absurd."""
+
+from __future__ import annotations
+
+import pytest
+from fake_server import Server
+
+HUGE = 10**9
+
+
+def accepted(server: Server, **fields: object) -> bool:
+    result = server.complete(**{"max_tokens": 1, **fields})
+    if result.status_code == 200:
+        return True
+    assert result.status_code == 400, result.text[:300]
+    param = result.json["error"]["param"]
+    assert param is not None
+    assert any(param.startswith(name) for name in fields), param
+    return False
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("n", [1, 128], [0, -1, 129, HUGE]),
+        ("logprobs", [0, 20], [-1, 21, HUGE]),
+        ("prompt_logprobs", [0, 20], [-1, 21, HUGE]),
+        ("temperature", [0, 0.7, 2, 100], [-0.1, 100.1, HUGE]),
+        ("top_p", [0.01, 1], [0, -1, 1.01, HUGE]),
+        ("top_k", [-1, 0, 1, 2**31 - 1], [-2, 2**31]),
+        ("min_p", [0, 1], [-0.1, 1.1, HUGE]),
+        ("presence_penalty", [-2, 2], [-2.1, 2.1, HUGE]),
+        ("frequency_penalty", [-2, 2], [-2.1, 2.1, HUGE]),
+        ("repetition_penalty", [0.1, 100], [0, -1, 101, HUGE]),
+        ("seed", [-(2**63), 2**63 - 1], [2**63, -(2**63) - 1, 10**30]),
+        ("max_tokens", [1, 506], [0, -1, 507, HUGE, 2**31, 10**30]),
+        ("min_tokens", [0, 1], [-1, 2, HUGE]),
+        ("priority", [-(2**31), 2**31 - 1], [2**31, -(2**31) - 1, 10**30]),
+        ("truncate_prompt_tokens", [-1, 1, HUGE], [-2, 0]),
+        ("stop", [[], [""][:0], ["a"] * 16, "x" * 256, "é" * 128], [["a"] * 17, [""], "x" * 257]),
+        ("stop_token_ids", [[], [0, 259], [5] * 1024], [[260], [-1], [5] * 1025, [HUGE], [10**30]]),
+        ("allowed_token_ids", [[0, 259]], [[], [260], [-1], [HUGE]]),
+        ("bad_words", [[], ["x"] * 128, ["x" * 256]], [["x"] * 129, [""], ["x" * 257]]),
+        ("logit_bias", [{}, {"259": 1}, {"1": 1e9}], [{"260": 1}, {"-1": 1}, {"x": 1}]),
+        ("cache_salt", ["x", "x" * 256], ["", "x" * 257]),
+    ],
+)
+def test_field(server: Server, field: str, good: list, bad: list) -> None:
+    for value in good:
+        assert accepted(server, **{field: value}), value
+    for value in bad:
+        assert not accepted(server, **{field: value}), value
+
+
+def test_number_of_stop_strings_and_their_bytes(server: Server) -> None:
+    assert accepted(server, stop=["x" * 256] * 16)
+    assert not accepted(server, stop=["é" * 129])
+    assert not accepted(server, stop=["x"] * 100_000)
+
+
+def test_logit_bias_entries(server: Server) -> None:
+    """More than the vocabulary of the test model has, so both limits show."""
+    entries = {str(i): 1.0 for i in range(1025)}
+    error = server.refusal("/v1/completions", {"prompt": "x", "logit_bias": entries})
+    assert error["param"] == "logit_bias"
+    assert "1024" in error["message"]
+    del entries["1024"]
+    error = server.refusal("/v1/completions", {"prompt": "x", "logit_bias": entries})
+    assert "not a token id" in error["message"]
+
+
+def test_prompts_of_a_call(server: Server) -> None:
+    assert accepted(server, prompt=["x"] * 1024)
+    assert not accepted(server, prompt=["x"] * 1025)
+    assert not accepted(server, prompt=[[1]] * 200_000)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", [], [[]], [""], ["a", [1]], ["a", 1], [1, [1]], [260], [-1], [[5, 260]], [10**30],
+        None, 5, {"a": 1}, [None], [True], [1.5], "x" * 5000, [1] * 512, ["x", "x" * 600],
+    ],
+)  # fmt: skip
+def test_bad_prompt(server: Server, prompt: object) -> None:
+    body = {"prompt": prompt, "add_special_tokens": False, "max_tokens": 1}
+    error = server.refusal("/v1/completions", body)
+    assert error["param"].startswith("prompt")
+    assert not server.engine.submissions
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("n", [True, "1", 1.5, [1]]),
+        ("temperature", [True, "1", [], {}]),
+        ("stream", [1, "true"]),
+        ("echo", [1, "x"]),
+        ("stop", [1, [1], {"a": 1}, True]),
+        ("logprobs", [True, "1", 1.5]),
+        ("logit_bias", [[], "x", {"1": "2"}, {"1": None}]),
+        ("stream_options", [1, "x", {"include_usage": 1}]),
+        ("model", [1, ["x"]]),
+        ("allowed_token_ids", ["x", [1.5], [True], ["1"]]),
+    ],
+)
+def test_wrong_types(server: Server, field: str, values: list) -> None:
+    for value in values:
+        error = server.refusal("/v1/completions", {"prompt": "x", field: value})
+        assert error["param"].startswith(field), error
+    assert not server.engine.submissions
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"null", b"[]", b"5", b'"x"', b"{}", b'{"prompt":"x"} y', b"\xef\xbb\xbf{}",
+        b'{"prompt":"\xff"}', b'{"prompt":"\\ud800"}', b'{"prompt":"x","temperature":NaN}',
+        b'{"prompt":"x","temperature":Infinity}', b'{"prompt":"x","temperature":1e999}',
+        b'{"prompt":"x","unknown":NaN}', b'{"prompt":"x","a":' + b"[" * 100_000 + b"]" * 100_000,
+        b'{"prompt":"x","a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"[" * 100_000,
+        b'{"a":' * 100_000, b"{'prompt':'x'}", b'{"prompt":"x",}', b"\x00",
+    ],
+)  # fmt: skip
+def test_bad_json(server: Server, body: bytes) -> None:
+    server.refusal("/v1/completions", body)
+    assert not server.engine.submissions
+
+
+def test_nul_and_duplicates_are_plain_values(server: Server) -> None:
+    body = b'{"prompt":"a","prompt":"b\\u0000","max_tokens":1,"add_special_tokens":false}'
+    assert server.post("/v1/completions", body).status_code == 200
+    assert server.engine.last.prompt == [98, 0]
+
+
+def test_nesting_of_free_form_values(server: Server) -> None:
+    for depth, reason in ((127, "values must be"), (128, "nested deeper"), (900, "nested deeper")):
+        nested = "[" * depth + "]" * depth
+        body = f'{{"messages":[{{"role":"user"}}],"chat_template_kwargs":{{"a":{nested}}}}}'
+        assert reason in server.refusal("/v1/chat/completions", body)["message"]
+
+
+def test_size_of_free_form_values(server: Server) -> None:
+    for size, ok in ((64 * 1024 - 8, True), (64 * 1024 - 7, False), (10**6, False)):
+        kwargs = {"a": "x" * size}
+        body = {"messages": [{"role": "user"}], "chat_template_kwargs": kwargs}
+        error = server.refusal("/v1/chat/completions", body)
+        assert error["param"] == ("messages" if ok else "chat_template_kwargs")
+
+
+class TestBody:
+    def test_declared_length(self) -> None:
+        server = Server(max_body_bytes=2000)
+        frame = b'{"prompt":"x","max_tokens":1,"user":"%b"}'
+        fill = 2000 - len(frame % b"")
+        assert server.post("/v1/completions", frame % (b"x" * fill)).status_code == 200
+        for size in (fill + 1, 100_000):
+            result = server.post("/v1/completions", frame % (b"x" * size))
+            assert result.status_code == 413
+            assert result.json["error"]["code"] == "body_too_large"
+
+    def test_lying_length(self) -> None:
+        server = Server(max_body_bytes=2000)
+        headers = {"Content-Length": str(HUGE)}
+        assert server.post("/v1/completions", b"{}", headers=headers).status_code == 413
+
+    @pytest.mark.parametrize(
+        "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+    )
+    def test_content_type(self, server: Server, kind: str) -> None:
+        result = server.post("/v1/completions", {"prompt": "x"}, headers={"Content-Type": kind})
+        assert result.status_code == 400
+        assert "application/json" in result.json["error"]["message"]
+
+    def test_charset_is_fine(self, server: Server) -> None:
+        headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+        result = server.post("/v1/completions", {"prompt": "x", "max_tokens": 1}, headers=headers)
+        assert result.status_code == 200
+
+    def test_compressed(self, server: Server) -> None:
+        headers = {"Content-Encoding": "gzip"}
+        assert server.post("/v1/completions", b"\x1f\x8b", headers=headers).status_code == 400
