@@ -1,0 +1,1 @@
+"""`octavo bench`: offline, online and start-up measurements. One concept a file."""
