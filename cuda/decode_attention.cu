@@ -1,0 +1,423 @@
+// Split-KV decode attention. A block of four warps works on (unit, KV head, tile of eight query
+// heads); each warp streams its own tiles of 16 keys through a private ring of shared memory, so
+// the only block-wide barriers are at the end of a unit. Transposed products keep the tensor cores'
+// padding small: S^T = K Q^T has 16 keys x 8 heads, O^T = V^T P^T has 16 dimensions x 8 heads.
+// Blocks are persistent. The last block of a sequence to finish combines the chunks in their order,
+// so the result does not depend on timing.
+// Bound: memory, 2 * sum(seq_len) * num_kv_heads * head_dim * sizeof(KV) bytes.
+#include "cuda/decode_attention.h"
+
+#include <algorithm>
+
+#include "cuda/common/launch.cuh"
+#include "cuda/common/reduce.cuh"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kStages = 3;
+constexpr int kTileKeys = 16;
+
+template <typename T, typename KV, int kDim>
+struct Layout {
+  static constexpr int kChunks = kDim * sizeof(KV) / 16;  // 16-byte pieces of a cached row
+  static constexpr int kTileBytes = kTileKeys * kDim * sizeof(KV);
+  static constexpr int kStageBytes = 2 * kTileBytes;  // keys, then values
+  static constexpr int kWideBytes = sizeof(KV) == 1 ? kTileKeys * kDim * sizeof(T) : 0;
+  static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kWideBytes;
+  static constexpr int kSharedBytes = kWarps * kWarpBytes;
+  static_assert(kSharedBytes >= kWarps * kDecodeHeadTile * (kDim + 2) * 4, "room for the merge");
+};
+
+// Byte offset of 16-byte piece `chunk` of row `row`; rows spread over the banks.
+template <int kChunks>
+__device__ uint32_t swizzled(int row, int chunk) {
+  return (row * kChunks + (chunk ^ (row & 7))) * 16;
+}
+
+// The part of a unit that one block works on.
+struct Item {
+  DecodeUnit unit;
+  int kv_head;
+  int first_head;  // query head
+  int num_heads;   // valid ones of the tile
+  int counter;     // index into args.counters
+  int begin;       // keys [begin, end), begin a multiple of 16
+  int end;
+  int window_begin;
+};
+
+template <typename Args>
+__device__ Item find_item(const Args& args, int index, int chunk_size) {
+  const int head_tiles = (args.group + kDecodeHeadTile - 1) / kDecodeHeadTile;
+  const int per_unit = args.num_kv_heads * head_tiles;
+  Item item;
+  item.unit = args.plan.units[index / per_unit];
+  const int rest = index % per_unit;
+  item.kv_head = rest / head_tiles;
+  const int head_begin = rest % head_tiles * kDecodeHeadTile;
+  item.first_head = item.kv_head * args.group + head_begin;
+  item.num_heads = min(kDecodeHeadTile, args.group - head_begin);
+  item.counter = item.unit.seq * per_unit + rest;
+  item.window_begin = args.window > 0 ? max(0, item.unit.seq_len - args.window) : 0;
+  item.begin = max(item.unit.chunk * chunk_size, item.window_begin / kTileKeys * kTileKeys);
+  item.end = min((item.unit.chunk + 1) * chunk_size, item.unit.seq_len);
+  return item;
+}
+
+template <typename T, typename KV, int kDim>
+struct Warp {
+  using L = Layout<T, KV, kDim>;
+  static constexpr int kSteps = kDim / 16;
+
+  const PagedAttentionArgs<T, KV>& args;
+  const Item& item;
+  char* shared;  // this warp's
+  int lane;
+  int warp;
+  int32_t blocks = 0;  // lane i: the block of this warp's tile i of the current 32
+  uint32_t q[kSteps][2];
+  float o[kSteps][4];
+  float m[2];
+  float l[2];
+
+  __device__ int num_tiles() const {
+    const int tiles = (item.end - item.begin + kTileKeys - 1) / kTileKeys;
+    return max(0, (tiles - warp + kWarps - 1) / kWarps);
+  }
+  __device__ int first_key(int tile) const {
+    return item.begin + (tile * kWarps + warp) * kTileKeys;
+  }
+
+  __device__ void load_queries() {
+    const int head = lane / 4;
+    const int64_t row = args.query_start_loc[item.unit.seq];
+    const T* source =
+        args.qkv + row * args.qkv_stride + (item.first_head + head) * args.head_dim;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int d = i * 16 + half * 8 + lane % 4 * 2;
+        const bool valid = head < item.num_heads && d < args.head_dim;
+        q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
+      }
+    }
+  }
+
+  // Starts the copy of a tile into its stage. Tiles are loaded in order.
+  __device__ void load_tile(int tile) {
+    if (tile % kWarpSize == 0) {
+      const int key = first_key(tile + lane);
+      const int32_t* table = args.block_tables + item.unit.seq * args.block_table_stride;
+      blocks = key < item.end ? table[key / args.block_size] : 0;
+    }
+    const int key = first_key(tile);
+    const int64_t block = __shfl_sync(kFullMask, blocks, tile % kWarpSize);
+    const int64_t row =
+        (block * args.num_kv_heads + item.kv_head) * args.block_size + key % args.block_size;
+    const uint32_t stage = shared_address(shared) + tile % kStages * L::kStageBytes;
+    const int valid_keys = item.end - key;
+#pragma unroll
+    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
+      const int index = i * kWarpSize + lane;
+      const int r = index / L::kChunks;
+      const int c = index % L::kChunks;
+      const int d = c * 16 / static_cast<int>(sizeof(KV));
+      const bool valid = r < valid_keys && d < args.head_dim;
+      const int64_t at = valid ? (row + r) * args.head_dim + d : 0;
+      const uint32_t target = sizeof(KV) == 1 ? index * 16 : swizzled<L::kChunks>(r, c);
+      copy_async_16(stage + target, args.keys + at, valid);
+      copy_async_16(stage + L::kTileBytes + target, args.values + at, valid);
+    }
+  }
+
+  // Where the tile of T lies that the matrix instructions read: the stage itself, or the wide copy
+  // of an fp8 tile.
+  __device__ uint32_t half_tile(int tile, bool is_value) {
+    const int offset = tile % kStages * L::kStageBytes + (is_value ? L::kTileBytes : 0);
+    if constexpr (sizeof(KV) != 1) return shared_address(shared) + offset;
+    char* wide = shared + kStages * L::kStageBytes + (is_value ? L::kWideBytes : 0);
+#pragma unroll
+    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
+      const int index = i * kWarpSize + lane;
+      const int r = index / L::kChunks;
+      const int c = index % L::kChunks;
+      const uint4 raw = *reinterpret_cast<const uint4*>(shared + offset + index * 16);
+      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        uint4 out;
+        out.x = fp8x2_to_word<T>(words[2 * j] & 0xffff);
+        out.y = fp8x2_to_word<T>(words[2 * j] >> 16);
+        out.z = fp8x2_to_word<T>(words[2 * j + 1] & 0xffff);
+        out.w = fp8x2_to_word<T>(words[2 * j + 1] >> 16);
+        *reinterpret_cast<uint4*>(wide + swizzled<kDim / 8>(r, 2 * c + j)) = out;
+      }
+    }
+    __syncwarp();
+    return shared_address(wide);
+  }
+
+  // s: keys (g, g + 8) x heads (2q, 2q + 1).
+  __device__ void scores(uint32_t keys, int key, float (&s)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      uint32_t a[4];
+      ldmatrix_x4(a, keys + swizzled<kDim / 8>(lane % 16, 2 * i + lane / 16));
+      mma_16x8x16<T>(s, a, q[i][0], q[i][1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = key + lane / 4 + (i < 2 ? 0 : 8);
+      s[i] = at >= item.window_begin && at < item.end ? transform_score(args, s[i]) : kMaskedScore;
+    }
+  }
+
+  // One step of the running softmax: updates m, l and the scale of o; s becomes probabilities.
+  __device__ void softmax_step(float (&s)[4]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float maximum = fmaxf(s[h], s[h + 2]);
+#pragma unroll
+      for (int offset = 4; offset < kWarpSize; offset *= 2) {
+        maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, offset));
+      }
+      maximum = fmaxf(maximum, m[h]);
+      const float base = finite_maximum(maximum);
+      const float shrink = exp2_fast(m[h] - base);
+      m[h] = maximum;
+      s[h] = exp2_fast(s[h] - base);
+      s[h + 2] = exp2_fast(s[h + 2] - base);
+      l[h] = l[h] * shrink + s[h] + s[h + 2];
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        o[i][h] *= shrink;
+        o[i][h + 2] *= shrink;
+      }
+    }
+  }
+
+  __device__ void accumulate(uint32_t values, const float (&s)[4]) {
+    const uint32_t b0 = transpose_8x8(pack2<T>(s[0], s[1]));
+    const uint32_t b1 = transpose_8x8(pack2<T>(s[2], s[3]));
+    const int key = lane % 8 + lane / 16 * 8;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      uint32_t a[4];
+      ldmatrix_x4_trans(a, values + swizzled<kDim / 8>(key, 2 * i + lane / 8 % 2));
+      mma_16x8x16<T>(o[i], a, b0, b1);
+    }
+  }
+
+  __device__ void run() {
+    const int tiles = num_tiles();
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) {
+      if (i < tiles) load_tile(i);
+      copy_async_commit();
+    }
+    load_queries();
+    m[0] = m[1] = kMaskedScore;
+    l[0] = l[1] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
+    for (int tile = 0; tile < tiles; ++tile) {
+      copy_async_wait<kStages - 2>();
+      __syncwarp();
+      if (tile + kStages - 1 < tiles) load_tile(tile + kStages - 1);
+      copy_async_commit();
+      float s[4];
+      scores(half_tile(tile, false), first_key(tile), s);
+      softmax_step(s);
+      accumulate(half_tile(tile, true), s);
+      __syncwarp();
+    }
+    copy_async_wait<0>();
+#pragma unroll
+    for (int offset = 4; offset < kWarpSize; offset *= 2) {
+      l[0] += __shfl_xor_sync(kFullMask, l[0], offset);
+      l[1] += __shfl_xor_sync(kFullMask, l[1], offset);
+    }
+  }
+
+  // Writes the warp's result for the merge: rows [warp][head] of kDim floats, then (m, l) pairs.
+  __device__ void publish(float* rows, float2* stats) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = warp * kDecodeHeadTile + lane % 4 * 2 + h;
+      if (lane < 4) stats[row] = make_float2(m[h], l[h]);
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        rows[row * kDim + i * 16 + lane / 4] = o[i][h];
+        rows[row * kDim + i * 16 + lane / 4 + 8] = o[i][h + 2];
+      }
+    }
+  }
+};
+
+// Sum of weighted rows and its statistics.
+struct Merged {
+  float4 value;
+  float2 stats;
+};
+
+// Merges `count` rows of one head at four dimensions; row i at values + i * value_stride.
+__device__ Merged merge_rows(const float* values, int64_t value_stride, const float2* stats,
+                             int64_t stats_stride, int count) {
+  float maximum = kMaskedScore;
+  for (int i = 0; i < count; ++i) maximum = fmaxf(maximum, __ldcg(&stats[i * stats_stride]).x);
+  const float base = finite_maximum(maximum);
+  Merged merged{make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float2(maximum, 0.0f)};
+  for (int i = 0; i < count; ++i) {
+    const float2 s = __ldcg(&stats[i * stats_stride]);
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(values + i * value_stride));
+    const float weight = exp2_fast(s.x - base);
+    merged.stats.y += weight * s.y;
+    merged.value.x += weight * v.x;
+    merged.value.y += weight * v.y;
+    merged.value.z += weight * v.z;
+    merged.value.w += weight * v.w;
+  }
+  return merged;
+}
+
+template <typename Args>
+__device__ void write_out(const Args& args, const Item& item, int head, int d,
+                          const Merged& merged) {
+  using T = std::remove_cvref_t<decltype(*args.out)>;
+  const float norm = __fdividef(1.0f, merged.stats.y);
+  const int64_t row = args.query_start_loc[item.unit.seq];
+  T* out = args.out + (row * args.num_q_heads + item.first_head + head) * args.head_dim + d;
+  *reinterpret_cast<uint2*>(out) =
+      make_uint2(pack2<T>(merged.value.x * norm, merged.value.y * norm),
+                 pack2<T>(merged.value.z * norm, merged.value.w * norm));
+}
+
+// True in the block that finishes the item's sequence last; its counter is then zero again.
+__device__ bool finishes_sequence(int32_t* counter, int num_chunks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1) == num_chunks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+// Merges the warps' results, then, in the last block of the sequence, the chunks' results.
+template <int kDim, typename Args>
+__device__ void finish_item(const Args& args, const Item& item, int chunk_size, const float* rows,
+                            const float2* stats) {
+  const bool whole = item.unit.first_partial < 0;
+  const int64_t first = static_cast<int64_t>(item.unit.first_partial) * args.num_q_heads;
+  const int total = item.num_heads * args.head_dim;
+  for (int i = threadIdx.x * 4; i < total; i += kThreads * 4) {
+    const int head = i / args.head_dim;
+    const int d = i % args.head_dim;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float maximum = kMaskedScore;
+    float weight_sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      maximum = fmaxf(maximum, stats[w * kDecodeHeadTile + head].x);
+    }
+    const float base = finite_maximum(maximum);
+    for (int w = 0; w < kWarps; ++w) {
+      const int row = w * kDecodeHeadTile + head;
+      const float4 v = *reinterpret_cast<const float4*>(rows + row * kDim + d);
+      const float weight = exp2_fast(stats[row].x - base);
+      weight_sum += weight * stats[row].y;
+      sum.x += weight * v.x;
+      sum.y += weight * v.y;
+      sum.z += weight * v.z;
+      sum.w += weight * v.w;
+    }
+    if (whole) {
+      write_out(args, item, head, d, {sum, make_float2(maximum, weight_sum)});
+    } else {
+      const int64_t slot = first + static_cast<int64_t>(item.unit.chunk) * args.num_q_heads +
+                           item.first_head + head;
+      *reinterpret_cast<float4*>(args.partial_out + slot * args.head_dim + d) = sum;
+      if (d == 0) args.partial_stats[slot] = make_float2(maximum, weight_sum);
+    }
+  }
+  if (whole) return;
+  const int num_chunks = (item.unit.seq_len + chunk_size - 1) / chunk_size;
+  if (!finishes_sequence(args.counters + item.counter, num_chunks)) return;
+  for (int i = threadIdx.x * 4; i < total; i += kThreads * 4) {
+    const int head = i / args.head_dim;
+    const int d = i % args.head_dim;
+    const int64_t slot = first + item.first_head + head;
+    write_out(args, item, head, d,
+              merge_rows(args.partial_out + slot * args.head_dim + d,
+                         static_cast<int64_t>(args.num_q_heads) * args.head_dim,
+                         args.partial_stats + slot, args.num_q_heads, num_chunks));
+  }
+}
+
+template <typename T, typename KV, int kDim>
+__global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, KV> args) {
+  using L = Layout<T, KV, kDim>;
+  extern __shared__ __align__(128) char shared[];
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const AttentionPlanHeader header = *args.plan.header;
+  const int head_tiles = (args.group + kDecodeHeadTile - 1) / kDecodeHeadTile;
+  const int num_items = header.num_units * args.num_kv_heads * head_tiles;
+  const int warp = threadIdx.x / kWarpSize;
+  float* rows = reinterpret_cast<float*>(shared);
+  float2* stats = reinterpret_cast<float2*>(rows + kWarps * kDecodeHeadTile * kDim);
+  for (int index = blockIdx.x; index < num_items; index += gridDim.x) {
+    const Item item = find_item(args, index, header.chunk_size);
+    Warp<T, KV, kDim> state{.args = args,
+                            .item = item,
+                            .shared = shared + warp * L::kWarpBytes,
+                            .lane = static_cast<int>(threadIdx.x) % kWarpSize,
+                            .warp = warp};
+    state.run();
+    __syncthreads();
+    state.publish(rows, stats);
+    __syncthreads();
+    finish_item<kDim>(args, item, header.chunk_size, rows, stats);
+    __syncthreads();
+  }
+}
+
+template <typename T, typename KV, int kDim>
+void launch_decode(const PagedAttentionArgs<T, KV>& args, const DecodeGrid& grid) {
+  using L = Layout<T, KV, kDim>;
+  constexpr int kSharedPerSm = 227 << 10;
+  const int blocks_per_sm = std::min(8, kSharedPerSm / (L::kSharedBytes + 1024));
+  const int blocks = std::min(grid.max_items, grid.num_sms * blocks_per_sm);
+  launch(decode_kernel<T, KV, kDim>,
+         {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = L::kSharedBytes},
+         grid.stream, args);
+}
+
+}  // namespace
+
+template <typename T, typename KV>
+void decode_attention(const PagedAttentionArgs<T, KV>& args, const DecodeGrid& grid) {
+  if (grid.max_items == 0) return;
+  if (args.head_dim <= 64) {
+    launch_decode<T, KV, 64>(args, grid);
+  } else if (args.head_dim <= 128) {
+    launch_decode<T, KV, 128>(args, grid);
+  } else {
+    launch_decode<T, KV, 256>(args, grid);
+  }
+}
+
+template void decode_attention(const PagedAttentionArgs<bf16, bf16>&, const DecodeGrid&);
+template void decode_attention(const PagedAttentionArgs<bf16, fp8>&, const DecodeGrid&);
+template void decode_attention(const PagedAttentionArgs<fp16, fp16>&, const DecodeGrid&);
+template void decode_attention(const PagedAttentionArgs<fp16, fp8>&, const DecodeGrid&);
+
+}  // namespace octavo::cuda

@@ -1,0 +1,47 @@
+// The paged cache of keys and values on the device.
+#pragma once
+
+#include <cuda.h>
+
+#include "backend/backend.h"
+#include "cuda/common/device_context.h"
+#include "cuda/common/memory.h"
+
+namespace octavo::cuda {
+
+// Keys or values of one layer: [num_blocks, num_kv_heads, block_size, head_dim], so that the
+// tokens of a block lie together for each head: what attention reads is contiguous.
+struct KVLayer {
+  void* keys = nullptr;
+  void* values = nullptr;
+  DType dtype = DType::kBFloat16;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int block_size = 0;
+};
+
+// Zeroed at creation: slots never written are finite.
+class CudaKVCache : public KVCache {
+ public:
+  // Requires: block_size a multiple of 16, head_dim a multiple of 16 and at most 256; dtype
+  // bfloat16, float16 or float8_e4m3. Throws ConfigError, OutOfMemoryError.
+  CudaKVCache(const DeviceContext& context, const KVCacheSpec& spec);
+
+  const KVCacheSpec& spec() const override { return spec_; }
+  KVLayer layer(int64_t index) const;
+
+  // For the bulk copy engine: dimensions (head_dim, block_size, num_kv_heads, num_blocks,
+  // 2 * num_layers), box (64, min(block_size, 128), 1, 1, 1), 128-byte swizzle. Null where the
+  // layout has none: 8-bit elements, or a block size that is not a power of two.
+  const CUtensorMap* tensor_map() const { return has_tensor_map_ ? &tensor_map_ : nullptr; }
+
+ private:
+  void encode_tensor_map();
+
+  KVCacheSpec spec_;
+  DeviceMemory memory_;
+  CUtensorMap tensor_map_{};
+  bool has_tensor_map_ = false;
+};
+
+}  // namespace octavo::cuda

@@ -1,0 +1,440 @@
+// Flash attention for sm_90a. One warp of the first warpgroup feeds a ring of key and value tiles
+// through the bulk tensor copy engine, one box a cache block; two consumer warpgroups take 64 packed
+// (token, head) rows each. S = Q K^T of the next tile is issued before O += P V of this one, so the
+// tensor cores work while the exponentials of a tile are computed.
+// Shared memory, 128-byte swizzled: Q [2 warpgroups][head_dim / 64][64 rows][64], and per stage K
+// and V [head_dim / 64][128 keys][64].
+// Bound: arithmetic, 4 * head_dim * num_q_heads operations for each visible (query, key) pair.
+#include "cuda/prefill_attention_sm90.h"
+
+#include "cuda/common/launch.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/wgmma.cuh"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kGroupThreads = 128;  // of a warpgroup
+constexpr int kConsumers = 2;
+constexpr int kThreads = kGroupThreads * (1 + kConsumers);
+constexpr int kGroupRows = 64;
+constexpr int kKeys = 128;  // of a stage
+constexpr int kStages = 2;
+constexpr int kSpanBytes = 128;  // of the swizzle: 64 elements
+constexpr int kAtomBytes = 8 * kSpanBytes;
+
+template <int kDim>
+struct Layout {
+  static constexpr int kSpans = kDim / 64;
+  static constexpr int kQueryBytes = kSpans * kGroupRows * kSpanBytes;  // of a warpgroup
+  static constexpr int kTileBytes = kSpans * kKeys * kSpanBytes;
+  static constexpr int kKeysAt = kConsumers * kQueryBytes;
+  static constexpr int kValuesAt = kKeysAt + kStages * kTileBytes;
+  static constexpr int kBarriersAt = kValuesAt + kStages * kTileBytes;
+  static constexpr int kSharedBytes = kBarriersAt + 128 + kAtomBytes;  // alignment included
+};
+
+// Barriers in shared memory: filled by the copy engine, emptied by the consumers.
+struct Barriers {
+  uint32_t base;
+  __device__ uint32_t keys_full(int stage) const { return base + stage * 8; }
+  __device__ uint32_t keys_empty(int stage) const { return base + (kStages + stage) * 8; }
+  __device__ uint32_t values_full(int stage) const { return base + (2 * kStages + stage) * 8; }
+  __device__ uint32_t values_empty(int stage) const { return base + (3 * kStages + stage) * 8; }
+  __device__ uint32_t tail() const { return base + 4 * kStages * 8; }
+
+  __device__ void init() const {
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(keys_full(stage), 1);
+      barrier_init(values_full(stage), 1);
+      barrier_init(keys_empty(stage), kConsumers);
+      barrier_init(values_empty(stage), kConsumers);
+    }
+    barrier_init(tail(), 1);
+    barrier_init_fence();
+  }
+};
+
+struct Tile {
+  int seq;
+  int row_begin;  // packed
+  int num_queries;
+  int seq_len;
+  int kv_head;
+  int64_t first_token;
+  int first_key_tile;
+  int num_key_tiles;
+};
+
+template <typename Args>
+__device__ Tile find_tile(const Args& args) {
+  const PrefillTile planned = args.plan.tiles[blockIdx.y];
+  Tile tile;
+  tile.seq = planned.seq;
+  tile.row_begin = planned.row_begin;
+  tile.kv_head = blockIdx.x;
+  tile.first_token = args.query_start_loc[tile.seq];
+  tile.num_queries = args.query_start_loc[tile.seq + 1] - static_cast<int>(tile.first_token);
+  tile.seq_len = args.seq_lens[tile.seq];
+  const int first_position = tile.seq_len - tile.num_queries;
+  const int first_query = tile.row_begin / args.group;
+  const int last_query =
+      min((tile.row_begin + kPrefillRowsSm90 - 1) / args.group, tile.num_queries - 1);
+  const int visible =
+      args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
+  tile.first_key_tile = visible / kKeys;
+  tile.num_key_tiles = (first_position + last_query + kKeys) / kKeys - tile.first_key_tile;
+  return tile;
+}
+
+// One warp: copies key and value tiles into the ring.
+template <typename T, int kDim>
+struct Producer {
+  using L = Layout<kDim>;
+
+  const PagedAttentionArgs<T, T>& args;
+  const Tile& tile;
+  const CUtensorMap* map;
+  Barriers barriers;
+  uint32_t shared;
+  int layer;
+  int lane;
+
+  // Copies the boxes of keys [key, key + kKeys) that hold tokens; `which` is 0 for keys, 1 for
+  // values. The barrier has already been told the bytes.
+  __device__ void copy_tile(uint32_t target, uint32_t barrier, int key, int which) {
+    const int box_rows = min(args.block_size, kKeys);
+    const int boxes = num_boxes(key);
+    for (int i = lane; i < boxes * L::kSpans; i += kWarpSize) {
+      const int box = i / L::kSpans;
+      const int span = i % L::kSpans;
+      const int at = key + box * box_rows;
+      const int block =
+          args.block_tables[tile.seq * args.block_table_stride + at / args.block_size];
+      copy_tensor_box(target + span * kKeys * kSpanBytes + box * box_rows * kSpanBytes, map, barrier,
+                      {span * 64, at % args.block_size, tile.kv_head, block, 2 * layer + which});
+    }
+  }
+  __device__ int num_boxes(int key) const {
+    const int box_rows = min(args.block_size, kKeys);
+    return (min(kKeys, tile.seq_len - key) + box_rows - 1) / box_rows;
+  }
+  __device__ int tile_bytes(int key) const {
+    return num_boxes(key) * min(args.block_size, kKeys) * L::kSpans * kSpanBytes;
+  }
+
+  __device__ void copy(uint32_t target, uint32_t barrier, int key, int which) {
+    if (lane == 0) barrier_expect(barrier, tile_bytes(key));
+    __syncwarp();
+    copy_tile(target, barrier, key, which);
+  }
+
+  // The tile with the sequence's last token: what its blocks hold beyond must not reach the
+  // product as a NaN, so it is cleared before the consumers may look.
+  __device__ void copy_last_values(uint32_t target, uint32_t full, int key) {
+    copy(target, barriers.tail(), key, 1);
+    barrier_wait(barriers.tail(), 0);
+    const int first = tile.seq_len - key;
+    constexpr int kPieces = kSpanBytes / 16;
+    const int count = (kKeys - first) * kPieces;
+    for (int span = 0; span < L::kSpans; ++span) {
+      for (int i = lane; i < count; i += kWarpSize) {
+        const uint32_t at = target + (span * kKeys + first) * kSpanBytes + i * 16;
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+      }
+    }
+    fence_shared_for_async();
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full);
+  }
+
+  __device__ void run() {
+    for (int i = 0; i < tile.num_key_tiles; ++i) {
+      const int stage = i % kStages;
+      const int free_parity = (i / kStages + 1) % 2;
+      const int key = (tile.first_key_tile + i) * kKeys;
+      barrier_wait(barriers.keys_empty(stage), free_parity);
+      copy(shared + L::kKeysAt + stage * L::kTileBytes, barriers.keys_full(stage), key, 0);
+      barrier_wait(barriers.values_empty(stage), free_parity);
+      const uint32_t values = shared + L::kValuesAt + stage * L::kTileBytes;
+      if (key + kKeys > tile.seq_len) {
+        copy_last_values(values, barriers.values_full(stage), key);
+      } else {
+        copy(values, barriers.values_full(stage), key, 1);
+      }
+    }
+  }
+};
+
+// One warpgroup: 64 packed rows.
+template <typename T, int kDim>
+struct Consumer {
+  using L = Layout<kDim>;
+  static constexpr int kScores = kKeys / 8;
+
+  const PagedAttentionArgs<T, T>& args;
+  const Tile& tile;
+  Barriers barriers;
+  uint32_t queries;  // of this warpgroup, in shared memory
+  uint32_t shared;
+  int group;   // 0 or 1
+  int thread;  // in the warpgroup
+  int first_row;
+  int position[2];  // of rows g and g + 8 of the warp
+  int warp_first;   // positions of the warp's first and last row
+  int warp_last;
+  float score_scale;
+  float s[64];
+  float o[kDim / 2];
+  uint32_t p[kKeys / 16][4];
+  float m[2];
+  float l[2];
+
+  __device__ int query_of(int row) const { return min(row / args.group, tile.num_queries - 1); }
+  __device__ int position_of(int row) const {
+    return tile.seq_len - tile.num_queries + query_of(row);
+  }
+  __device__ int64_t offset(int row, int64_t stride) const {
+    const int head = tile.kv_head * args.group + row % args.group;
+    return (tile.first_token + query_of(row)) * stride + head * kDim;
+  }
+
+  __device__ void load_queries() {
+    constexpr int kPieces = kDim / 8;
+    for (int i = thread; i < kGroupRows * kPieces; i += kGroupThreads) {
+      const int r = i / kPieces;
+      const int c = i % kPieces;
+      const uint4 v = *reinterpret_cast<const uint4*>(
+          args.qkv + offset(first_row + r, args.qkv_stride) + c * 8);
+      const uint32_t at = queries + (c / 8 * kGroupRows + r) * kSpanBytes + ((c ^ r) & 7) * 16;
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y),
+                   "r"(v.z), "r"(v.w)
+                   : "memory");
+    }
+    fence_shared_for_async();
+    named_barrier(1 + group, kGroupThreads);
+  }
+
+  __device__ void issue_scores(int stage) {
+    const uint32_t keys = shared + L::kKeysAt + stage * L::kTileBytes;
+    pin_registers(s);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      const uint32_t span = k / 4;
+      const uint32_t in_span = k % 4 * 32;
+      wgmma_shared<T>(
+          s, wgmma_operand(queries + span * kGroupRows * kSpanBytes + in_span, 16, kAtomBytes),
+          wgmma_operand(keys + span * kKeys * kSpanBytes + in_span, 16, kAtomBytes), k > 0);
+    }
+    wgmma_commit();
+  }
+
+  __device__ void issue_values(int stage) {
+    const uint32_t values = shared + L::kValuesAt + stage * L::kTileBytes;
+    pin_registers(o);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      wgmma_registers<T>(
+          o, p[k], wgmma_operand(values + k * 2 * kAtomBytes, kKeys * kSpanBytes, kAtomBytes));
+    }
+    wgmma_commit();
+  }
+
+  __device__ bool is_visible(int key, int at) const {
+    return key <= at && (args.window <= 0 || key > at - args.window);
+  }
+
+  __device__ void cap_and_mask(int key) {
+    if (args.soft_cap > 0.0f) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) s[i] = args.soft_cap * tanh_fast(s[i] * args.scale);
+    }
+    if (is_visible(key + kKeys - 1, warp_first) && is_visible(key, warp_last)) return;
+    const int first = key + thread % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const int at = first + i / 4 * 8 + i % 2;
+      if (!is_visible(at, position[i / 2 % 2])) s[i] = kMaskedScore;
+    }
+  }
+
+  // s becomes probabilities; returns the factors that the older output and sums shrink by.
+  __device__ float2 softmax_step() {
+    float shrink[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float maximum = m[half];
+#pragma unroll
+      for (int n = 0; n < kScores; ++n) {
+        maximum = fmaxf(maximum, fmaxf(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+      }
+      maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 1));
+      maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 2));
+      const float base = finite_maximum(maximum) * score_scale;
+      shrink[half] = exp2_fast(m[half] * score_scale - base);
+      m[half] = maximum;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kScores; ++n) {
+#pragma unroll
+        for (int i = 4 * n + 2 * half; i < 4 * n + 2 * half + 2; ++i) {
+          s[i] = exp2_fast(fmaf(s[i], score_scale, -base));
+          sum += s[i];
+        }
+      }
+      l[half] = l[half] * shrink[half] + sum;
+    }
+    return make_float2(shrink[0], shrink[1]);
+  }
+
+  __device__ void rescale(float2 shrink) {
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) o[i] *= i / 2 % 2 == 0 ? shrink.x : shrink.y;
+  }
+
+  __device__ void pack_probabilities() {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[k][i] = pack2<T>(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+    }
+  }
+
+  __device__ void release(uint32_t barrier) {
+    if (thread == 0) barrier_arrive(barrier);
+  }
+
+  __device__ void start() {
+    first_row = tile.row_begin + group * kGroupRows;
+    const int warp_row = first_row + thread / kWarpSize * 16;
+    const int row = warp_row + thread % kWarpSize / 4;
+    position[0] = position_of(row);
+    position[1] = position_of(row + 8);
+    warp_first = position_of(warp_row);
+    warp_last = position_of(warp_row + 15);
+    score_scale = args.soft_cap > 0.0f ? 1.0f : args.scale;
+    m[0] = m[1] = kMaskedScore;
+    l[0] = l[1] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) o[i] = 0.0f;
+    load_queries();
+  }
+
+  __device__ void run() {
+    start();
+    barrier_wait(barriers.keys_full(0), 0);
+    issue_scores(0);
+    wgmma_wait<0>();
+    pin_registers(s);
+    release(barriers.keys_empty(0));
+    cap_and_mask(tile.first_key_tile * kKeys);
+    softmax_step();
+    pack_probabilities();
+    for (int i = 1; i < tile.num_key_tiles; ++i) {
+      const int stage = i % kStages;
+      const int before = (i - 1) % kStages;
+      barrier_wait(barriers.keys_full(stage), i / kStages % 2);
+      issue_scores(stage);
+      barrier_wait(barriers.values_full(before), (i - 1) / kStages % 2);
+      issue_values(before);
+      wgmma_wait<1>();
+      pin_registers(s);
+      release(barriers.keys_empty(stage));
+      cap_and_mask((tile.first_key_tile + i) * kKeys);
+      const float2 shrink = softmax_step();
+      wgmma_wait<0>();
+      pin_registers(o);
+      release(barriers.values_empty(before));
+      rescale(shrink);
+      pack_probabilities();
+    }
+    const int last = tile.num_key_tiles - 1;
+    barrier_wait(barriers.values_full(last % kStages), last / kStages % 2);
+    issue_values(last % kStages);
+    wgmma_wait<0>();
+    pin_registers(o);
+  }
+
+  __device__ void write_out() const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = l[half];
+      sum += __shfl_xor_sync(kFullMask, sum, 1);
+      sum += __shfl_xor_sync(kFullMask, sum, 2);
+      const int row = first_row + thread / kWarpSize * 16 + thread % kWarpSize / 4 + half * 8;
+      if (row / args.group >= tile.num_queries) continue;
+      const float norm = __fdividef(1.0f, sum);
+      T* out = args.out + offset(row, static_cast<int64_t>(args.num_q_heads) * kDim);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(out + n * 8 + thread % 4 * 2) =
+            pack2<T>(o[4 * n + 2 * half] * norm, o[4 * n + 2 * half + 1] * norm);
+      }
+    }
+  }
+};
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kThreads, 1)
+    prefill_kernel(const PagedAttentionArgs<T, T> args, const __grid_constant__ CUtensorMap map,
+                   int layer) {
+  using L = Layout<kDim>;
+  extern __shared__ char raw[];
+  const uint32_t shared = (shared_address(raw) + kAtomBytes - 1) / kAtomBytes * kAtomBytes;
+  const Barriers barriers{shared + L::kBarriersAt};
+  if (threadIdx.x == 0) barriers.init();
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  __syncthreads();
+  const Tile tile = find_tile(args);
+  const int warpgroup = threadIdx.x / kGroupThreads;
+  if (warpgroup == 0) {
+    give_registers<40>();
+    if (threadIdx.x < kWarpSize) {
+      Producer<T, kDim>{args, tile, &map, barriers, shared, layer, static_cast<int>(threadIdx.x)}
+          .run();
+    }
+  } else {
+    take_registers<232>();
+    Consumer<T, kDim> consumer{.args = args,
+                               .tile = tile,
+                               .barriers = barriers,
+                               .queries = shared + (warpgroup - 1) * L::kQueryBytes,
+                               .shared = shared,
+                               .group = warpgroup - 1,
+                               .thread = static_cast<int>(threadIdx.x) % kGroupThreads};
+    consumer.run();
+    consumer.write_out();
+  }
+}
+
+template <typename T, int kDim>
+void launch_prefill(const PagedAttentionArgs<T, T>& args, const PrefillGridSm90& grid) {
+  launch(prefill_kernel<T, kDim>,
+         {.grid = dim3(args.num_kv_heads, grid.num_tiles),
+          .block = dim3(kThreads),
+          .shared_bytes = Layout<kDim>::kSharedBytes},
+         grid.stream, args, *grid.tensor_map, grid.layer);
+}
+
+}  // namespace
+
+template <typename T>
+void prefill_attention_sm90(const PagedAttentionArgs<T, T>& args, const PrefillGridSm90& grid) {
+  if (grid.num_tiles == 0) return;
+  check(args.head_dim == 64 || args.head_dim == 128, "prefill_sm90: head size");
+  if (args.head_dim == 64) {
+    launch_prefill<T, 64>(args, grid);
+  } else {
+    launch_prefill<T, 128>(args, grid);
+  }
+}
+
+template void prefill_attention_sm90(const PagedAttentionArgs<bf16, bf16>&,
+                                     const PrefillGridSm90&);
+template void prefill_attention_sm90(const PagedAttentionArgs<fp16, fp16>&,
+                                     const PrefillGridSm90&);
+
+}  // namespace octavo::cuda

@@ -1,0 +1,139 @@
+// One block a row; the row stays in registers between the sum of squares and the scaling, so each
+// element is read and written once. Bytes: 2 (rms_norm) or 4 (add_rms_norm) times T * hidden * 2.
+#include "cuda/common/element.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/rms_norm.h"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxHidden = 16384;
+
+template <typename X, typename Out>
+struct NormArgs {
+  X* x;              // residual when delta is given, else only read
+  const Out* delta;  // may be null
+  const float* weight;
+  Out* out;
+  int64_t x_stride;
+  int hidden;
+  float eps;
+};
+
+// Block t handles row t; kVectors groups of eight elements a thread.
+template <typename X, typename Out, bool kAdd, int kVectors>
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> args) {
+  __shared__ float scratch[kMaxThreads / kWarpSize];
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  X* x = args.x + blockIdx.x * args.x_stride;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden;
+  float v[kVectors][8];
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = (j * blockDim.x + threadIdx.x) * 8;
+    if (i >= args.hidden) continue;
+    load8(x + i, v[j]);
+    if constexpr (kAdd) {
+      float d[8];
+      load8(args.delta + row + i, d);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[j][k] = round_to<X>(v[j][k] + d[k]);
+      store8(x + i, v[j]);
+    }
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum += v[j][k] * v[j][k];
+  }
+  const float scale = rsqrtf(block_reduce(sum, Sum{}, scratch) / args.hidden + args.eps);
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = (j * blockDim.x + threadIdx.x) * 8;
+    if (i >= args.hidden) continue;
+    float w[8];
+    load8(args.weight + i, w);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) v[j][k] *= scale * w[k];
+    store8(args.out + row + i, v[j]);
+  }
+}
+
+template <typename X, typename Out, bool kAdd>
+void launch_norm(cudaStream_t stream, int64_t rows, const NormArgs<X, Out>& args) {
+  check(args.hidden % 8 == 0 && args.hidden <= kMaxHidden, "rms_norm: hidden size");
+  const int vectors = args.hidden / 8;
+  const int per_thread = vectors > kMaxThreads ? 2 : 1;
+  const int threads = (vectors / per_thread + vectors % per_thread + 31) / 32 * 32;
+  const LaunchShape shape{.grid = dim3(rows), .block = dim3(threads)};
+  launch(per_thread == 1 ? rms_norm_kernel<X, Out, kAdd, 1> : rms_norm_kernel<X, Out, kAdd, 2>,
+         shape, stream, args);
+}
+
+template <bool kAdd>
+void dispatch_norm(cudaStream_t stream, TensorView x, const void* delta, const float* weight,
+                   float eps, TensorView out) {
+  if (x.rows() == 0) return;
+  const int hidden = static_cast<int>(x.cols());
+  dispatch_half(out.dtype, [&]<typename Out>(Out) {
+    const auto run = [&]<typename X>(X) {
+      launch_norm<X, Out, kAdd>(stream, x.rows(),
+                                {x.as<X>(), static_cast<const Out*>(delta), weight, out.as<Out>(),
+                                 x.row_stride, hidden, eps});
+    };
+    if (x.dtype == DType::kFloat32) {
+      run(float{});
+    } else {
+      check(x.dtype == out.dtype, "rms_norm: one half type");
+      run(Out{});
+    }
+  });
+}
+
+template <typename X, typename T>
+__global__ void add_kernel(X* residual, const T* delta, int64_t num_vectors) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= num_vectors) return;
+  float a[8];
+  float b[8];
+  load8(residual + i * 8, a);
+  load8(delta + i * 8, b);
+#pragma unroll
+  for (int k = 0; k < 8; ++k) a[k] += b[k];
+  store8(residual + i * 8, a);
+}
+
+}  // namespace
+
+void rms_norm(const DeviceContext& context, TensorView x, const float* weight, float eps,
+              TensorView out) {
+  dispatch_norm<false>(context.stream, x, nullptr, weight, eps, out);
+}
+
+void add_rms_norm(const DeviceContext& context, TensorView residual, TensorView delta,
+                  const float* weight, float eps, TensorView out) {
+  check(delta.dtype == out.dtype, "add_rms_norm: delta has the type of out");
+  dispatch_norm<true>(context.stream, residual, delta.data, weight, eps, out);
+}
+
+void add(const DeviceContext& context, TensorView residual, TensorView delta) {
+  const int64_t vectors = residual.num_elements() / 8;
+  check(vectors * 8 == residual.num_elements(), "add: size is a multiple of 8");
+  if (vectors == 0) return;
+  constexpr int kThreads = 256;
+  const LaunchShape shape{.grid = dim3((vectors + kThreads - 1) / kThreads),
+                          .block = dim3(kThreads)};
+  dispatch_half(delta.dtype, [&]<typename T>(T) {
+    if (residual.dtype == DType::kFloat32) {
+      launch(add_kernel<float, T>, shape, context.stream, residual.as<float>(), delta.as<T>(),
+             vectors);
+    } else {
+      launch(add_kernel<T, T>, shape, context.stream, residual.as<T>(), delta.as<T>(), vectors);
+    }
+  });
+}
+
+}  // namespace octavo::cuda
