@@ -106,7 +106,7 @@ void dequantize_q4_k(const uint8_t* block, float* out) {
     const auto [scale, min] = unpack_scale_min(block + 4, sub);
     const float ds = d * static_cast<float>(scale);
     const float dm = dmin * static_cast<float>(min);
-    const uint8_t* q = block + 16 + sub / 2 * 32;
+    const uint8_t* q = block + 16 + int64_t{32} * (sub / 2);
     const int shift = sub % 2 * 4;
     for (int i = 0; i < 32; ++i) {
       out[sub * 32 + i] = ds * static_cast<float>((q[i] >> shift) & 0xF) - dm;
@@ -123,7 +123,7 @@ void dequantize_q5_k(const uint8_t* block, float* out) {
     const auto [scale, min] = unpack_scale_min(block + 4, sub);
     const float ds = d * static_cast<float>(scale);
     const float dm = dmin * static_cast<float>(min);
-    const uint8_t* low = block + 48 + sub / 2 * 32;
+    const uint8_t* low = block + 48 + int64_t{32} * (sub / 2);
     const int shift = sub % 2 * 4;
     for (int i = 0; i < 32; ++i) {
       const int q = ((low[i] >> shift) & 0xF) | ((high[i] >> sub) & 1) << 4;
@@ -138,14 +138,15 @@ void dequantize_q6_k(const uint8_t* block, float* out) {
   const float d = load_float16(block + 208);
   const auto* scales = reinterpret_cast<const int8_t*>(block + 192);
   for (int run = 0; run < 8; ++run) {
-    const int half = run / 4;
+    const int64_t half = run / 4;
     const int quarter = run % 4;
-    const uint8_t* low = block + half * 64 + quarter % 2 * 32;
+    const uint8_t* low = block + half * 64 + int64_t{32} * (quarter % 2);
     const uint8_t* high = block + 128 + half * 32;
+    const float ds[2] = {d * static_cast<float>(scales[int64_t{2} * run]),
+                         d * static_cast<float>(scales[int64_t{2} * run + 1])};
     for (int i = 0; i < 32; ++i) {
       const int q = ((low[i] >> (quarter / 2 * 4)) & 0xF) | ((high[i] >> (quarter * 2)) & 3) << 4;
-      const float ds = d * static_cast<float>(scales[run * 2 + i / 16]);
-      out[run * 32 + i] = ds * static_cast<float>(q - 32);
+      out[run * 32 + i] = ds[i / 16] * static_cast<float>(q - 32);
     }
   }
 }

@@ -132,9 +132,7 @@ def gguf_name(name: str) -> str:
 def interleave_rows(value: np.ndarray, num_heads: int) -> np.ndarray:
     """The row order of q and k in Llama's GGUF files: halves of a head, taken in turns."""
     head_dim = value.shape[0] // num_heads
-    return (
-        value.reshape(num_heads, 2, head_dim // 2, -1).swapaxes(1, 2).reshape(value.shape).copy()
-    )
+    return value.reshape(num_heads, 2, head_dim // 2, -1).swapaxes(1, 2).reshape(value.shape).copy()
 
 
 class GgufBuilder:
@@ -166,9 +164,8 @@ class GgufBuilder:
                 "k_proj": config["num_key_value_heads"],
             }
             part = name.split(".")[-2]
-            if part in heads:
-                value = interleave_rows(value, heads[part])
-            self.add_tensor(gguf_name(name), value, quantization)
+            stored = interleave_rows(value, heads[part]) if part in heads else value
+            self.add_tensor(gguf_name(name), stored, quantization)
         return self
 
     def add_tensor(

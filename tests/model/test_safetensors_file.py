@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from model.checkpoints import safetensors_bytes, write_model, write_shards
 from octavo.errors import CheckpointError
 from octavo.model.safetensors_file import SafetensorsFile, SafetensorsModel, missing_shards
@@ -60,13 +61,12 @@ def test_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
 
 def test_reads_bfloat16_and_float8(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from safetensors.torch import save_file
-
+    torch_format = pytest.importorskip("safetensors.torch")
     tensors = {
         "half": torch.randn(3, 5).to(torch.bfloat16),
         "quarter": torch.randn(4, 4).to(torch.float8_e4m3fn),
     }
-    save_file(tensors, tmp_path / "model.safetensors")
+    torch_format.save_file(tensors, tmp_path / "model.safetensors")
     file = SafetensorsFile(tmp_path / "model.safetensors")
     assert file.tensors["half"].dtype == "bfloat16"
     assert file.tensors["quarter"].dtype == "float8_e4m3"
@@ -172,7 +172,7 @@ def test_names_the_missing_shard(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a": TENSORS["a"]}, {"b": TENSORS["b"]})
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert missing_shards(tmp_path) == ["model-00002-of-00002.safetensors"]
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: No such file"):
         SafetensorsModel(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_refuses_shards_that_repeat_or_lack_a_tensor(tmp_path: Path) -> None:
     index = tmp_path / "twice" / "model.safetensors.index.json"
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index.write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
-    with pytest.raises(CheckpointError, match="'a': is in .*00001-of-00002.safetensors too"):
+    with pytest.raises(CheckpointError, match=r"'a': is in .*00001-of-00002.safetensors too"):
         SafetensorsModel(tmp_path / "twice")
     index.write_text(json.dumps({"weight_map": {"a": names[0], "x": names[0]}}))
     with pytest.raises(CheckpointError, match="'x': listed in the index, absent"):
@@ -202,5 +202,5 @@ def test_refuses_shards_outside_the_directory(tmp_path: Path, name: str) -> None
 def test_refuses_damaged_indices(tmp_path: Path, text: str) -> None:
     write_model(tmp_path, tensors=TENSORS)
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match="model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json"):
         SafetensorsModel(tmp_path)

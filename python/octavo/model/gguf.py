@@ -96,7 +96,7 @@ class GgufMetadata:
             CheckpointError: It is no array of `type_`.
         """
         values = self.get(key, list)
-        if values is not None and any(type(value) is not type_ for value in values):
+        if values is not None and not set(map(type, values)) <= {type_}:
             raise CheckpointError(
                 f"{self.path}: metadata key {key!r} is no array of {type_.__name__}"
             )

@@ -126,9 +126,10 @@ def _rope_info(model: GgufModel, keys: _Keys, head_dim: int, context: int) -> Ro
         fitted = read_rope_factors(model, "rope_freqs.weight", plain.theta, plain.rotary_dim)
         if fitted is not None:
             return replace(plain, scaling="llama3", **asdict(fitted))
-    scaling = keys.text("rope.scaling.type", "none")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
-    if scaling == "linear" or ("rope.scaling.type" not in model.metadata and factor != 1.0):
+    # Files of the time before the key had linear scaling only.
+    scaling = keys.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    if scaling == "linear":
         return replace(plain, scaling="linear", factor=factor)
     if scaling == "yarn":
         return _yarn(plain, keys, factor, context)

@@ -7,7 +7,7 @@ merges follow from the scores of the pieces.
 from __future__ import annotations
 
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tokenizers import (
     AddedToken,
@@ -83,8 +83,6 @@ def gguf_tokenizer(metadata: GgufMetadata) -> Tokenizer:
     tokenizer = _byte_level_bpe(vocabulary) if kind == "gpt2" else _sentencepiece_bpe(vocabulary)
     tokenizer.add_special_tokens(vocabulary.added(_CONTROL, _UNKNOWN, special=True))
     tokenizer.add_tokens(vocabulary.added(_USER_DEFINED, special=False))
-    if tokenizer.get_vocab_size() != len(vocabulary.tokens):
-        raise CheckpointError(f"{metadata.path}: tokenizer.ggml.tokens holds a token twice")
     default_bos = kind == "llama" or vocabulary.pre in _BEGINS_WITH_BOS
     vocabulary.set_post_processor(tokenizer, default_bos=default_bos)
     return tokenizer
@@ -97,25 +95,25 @@ class _Vocabulary:
         self.metadata = metadata
         self.pre = metadata.get("tokenizer.ggml.pre", str) or ""
         self.tokens = metadata.get_list("tokenizer.ggml.tokens", str) or []
-        self.ids = {token: id_ for id_, token in enumerate(self.tokens)}
+        self.ids = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
         self.types = metadata.get_list("tokenizer.ggml.token_type", int) or [1] * len(self.tokens)
         if not self.tokens or len(self.types) != len(self.tokens):
             raise CheckpointError(
                 f"{metadata.path}: tokenizer.ggml.tokens has {len(self.tokens)} entries, "
                 f"tokenizer.ggml.token_type {len(self.types)}"
             )
+        if len(self.ids) != len(self.tokens):
+            raise CheckpointError(f"{metadata.path}: tokenizer.ggml.tokens holds a token twice")
 
     def merges(self) -> list[tuple[str, str]]:
         path = self.metadata.path
         lines = self.metadata.get_list("tokenizer.ggml.merges", str)
         if lines is None:
             raise CheckpointError(f"{path}: metadata key 'tokenizer.ggml.merges' is missing")
-        try:
-            return [(left, right) for left, right in map(str.split, lines, repeat(" "))]
-        except ValueError:
-            raise CheckpointError(
-                f"{path}: tokenizer.ggml.merges has a line that is no pair"
-            ) from None
+        pairs = list(map(tuple, map(str.split, lines, repeat(" "))))
+        if set(map(len, pairs)) - {2}:
+            raise CheckpointError(f"{path}: tokenizer.ggml.merges has a line that is no pair")
+        return cast("list[tuple[str, str]]", pairs)
 
     def scores(self) -> list[float]:
         scores = self.metadata.get_list("tokenizer.ggml.scores", float) or []

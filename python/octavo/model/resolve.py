@@ -8,6 +8,7 @@ asking the network whether there is a newer one; `octavo pull` asks.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -156,8 +157,7 @@ def _remote(model: str, options: ResolveOptions) -> RemoteModel | None:
         return RemoteModel(model, DEMOS[model], options.cache_dir, options.load_format)
     if "\0" in model:
         raise ModelNotFoundError("The model's name holds a NUL character.")
-    looks_like_path = model.startswith(("/", ".", "~"))
-    if looks_like_path or Path(model).exists():
+    if model.startswith(("/", ".", "~")) or _exists(model):
         return None
     parsed = parse_hub_id(model)
     if parsed is None:
@@ -174,11 +174,18 @@ def _remote(model: str, options: ResolveOptions) -> RemoteModel | None:
     return RemoteModel(model, hub, options.cache_dir, options.load_format)
 
 
+def _exists(model: str) -> bool:
+    try:
+        return Path(model).exists()
+    except OSError:  # too long for a path
+        return False
+
+
 def _unknown(model: str) -> str:
     near = difflib.get_close_matches(model, DEMOS, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return (
-        f"{model!r} is no file or directory here, no hub id (owner/name), and no demo "
+        f"{reprlib.repr(model)} is no file or directory here, no hub id (owner/name), and no demo "
         f"({', '.join(DEMOS)}).{hint}"
     )
 

@@ -125,7 +125,7 @@ class SafetensorsFile:
     def _add(self, name: str, raw: msgspec.Raw, data_bytes: int) -> None:
         try:
             header = msgspec.json.decode(raw, type=_Header)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointError(f"{self._path}: {name!r}: {error}") from None
         if header.dtype not in _DTYPES:
             raise CheckpointError(f"{self._path}: {name!r}: unknown dtype {header.dtype!r}")

@@ -7,6 +7,7 @@ a model whose special tokens carry authority removes them before.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,7 +47,6 @@ class Tokenizer:
         bos_token_id: Id of bos_token, None where there is none.
         eos_token_id: Id of eos_token, None where there is none.
         vocab_size: Number of tokens, added ones included.
-        max_token_id: The largest id that stands for a token.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class Tokenizer:
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.vocab_size: int = backend.get_vocab_size()
-        self.max_token_id = max(backend.get_vocab().values(), default=-1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text.
@@ -106,6 +105,11 @@ class Tokenizer:
         """The id of a token as the vocabulary writes it."""
         return self.backend.token_to_id(token)
 
+    @cached_property
+    def max_token_id(self) -> int:
+        """The largest id that stands for a token; takes a tenth of a second the first time."""
+        return max(self.backend.get_vocab().values(), default=-1)
+
     def _id_of(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
         return None if token is None else self.backend.token_to_id(token)
@@ -124,8 +128,6 @@ class TokenizerConfig(msgspec.Struct):
     """The fields of tokenizer_config.json that Octavo reads."""
 
     added_tokens_decoder: dict[str, _AddedToken] = {}
-    add_bos_token: bool | None = None
-    add_eos_token: bool | None = None
     tokenizer_class: str = "LlamaTokenizer"
     chat_template: str | list[dict[str, str]] | None = None
     bos_token: Any = None
@@ -162,8 +164,6 @@ def hf_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer(_from_transformers(directory, config), special_tokens)
     backend = _from_json(file)
     _add_tokens(backend, config, special_tokens)
-    if config.add_bos_token is not None or config.add_eos_token is not None:
-        _set_post_processor(backend, config, special_tokens)
     return Tokenizer(backend, special_tokens)
 
 
@@ -232,25 +232,6 @@ def _add_tokens(
     new += [tokenizers.AddedToken(text, special=True) for text in special_tokens.values()]
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([token for token in new if token.content not in known])
-
-
-def _set_post_processor(
-    backend: tokenizers.Tokenizer, config: TokenizerConfig, special_tokens: Mapping[str, str]
-) -> None:
-    """Begin and end texts as tokenizer_config.json says; it wins over tokenizer.json."""
-    template, specials = ["$A"], {}
-    for role, wanted, place in (
-        ("bos_token", config.add_bos_token, 0),
-        ("eos_token", config.add_eos_token, 2),
-    ):
-        token = special_tokens.get(role)
-        id_ = None if token is None else backend.token_to_id(token)
-        if wanted and token is not None and id_ is not None:
-            template.insert(place, token)
-            specials[token] = id_
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=template, special_tokens=list(specials.items())
-    )
 
 
 def _from_transformers(directory: Path, config: TokenizerConfig) -> tokenizers.Tokenizer:

@@ -1,5 +1,6 @@
-// The block formats against their definitions, on blocks written by hand; tests/model compares
-// whole random tensors with the gguf package.
+// The block formats against their definitions, on blocks written by hand, and against the gguf
+// package through digests of what it makes of random blocks
+// (tests/model/test_dequantize_digests.py).
 #include "base/dequantize.h"
 
 #include <gtest/gtest.h>
@@ -135,6 +136,44 @@ TEST(DequantizeTest, Q6_K) {
     const int q = low + run * 16 - 32;
     EXPECT_EQ(values[i], static_cast<float>(2 * (i / 16 - 8) * q)) << i;
   }
+}
+
+// 64 blocks of random bytes whose float16 fields, at `halves`, hold numbers in [1, 2).
+std::vector<uint8_t> random_blocks(DType dtype, const std::vector<int>& halves) {
+  constexpr int kBlocks = 64;
+  uint64_t state = 1;
+  const auto next = [&state] {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return state >> 48;
+  };
+  const int block_bytes = dtype_info(dtype).block_bytes;
+  std::vector<uint8_t> bytes(static_cast<size_t>(kBlocks) * block_bytes);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(next() >> 8);
+  for (int i = 0; i < kBlocks; ++i) {
+    for (const int half : halves) {
+      put_half(bytes, i * block_bytes + half, static_cast<uint16_t>(kHalfOne | (next() & 0x3FF)));
+    }
+  }
+  return bytes;
+}
+
+// FNV-1a over the bits of each value.
+uint64_t digest(const std::vector<float>& values) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const float value : values) hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001b3u;
+  return hash;
+}
+
+TEST(DequantizeTest, RandomBlocksHaveTheDigestsOfTheGgufPackage) {
+  const auto digest_of = [](DType dtype, const std::vector<int>& halves) {
+    return digest(dequantized(dtype, random_blocks(dtype, halves)));
+  };
+  EXPECT_EQ(digest_of(DType::kQ8_0, {0}), 0x21701a8ec8e5a125u);
+  EXPECT_EQ(digest_of(DType::kQ4_0, {0}), 0xf1c1212567704725u);
+  EXPECT_EQ(digest_of(DType::kQ4_1, {0, 2}), 0x48ee63b35d322d25u);
+  EXPECT_EQ(digest_of(DType::kQ4_K, {0, 2}), 0x0d35b6e0ccbf253du);
+  EXPECT_EQ(digest_of(DType::kQ5_K, {0, 2}), 0x460b3ab90f2e9a49u);
+  EXPECT_EQ(digest_of(DType::kQ6_K, {208}), 0xf6ff3da5e66f9475u);
 }
 
 TEST(DequantizeTest, RefusesPartsOfBlocksAndIntegers) {
