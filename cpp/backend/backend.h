@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -194,6 +195,19 @@ class Backend {
   // Requires: rows ascend by batch_row, targets before the draw; result.token_ids and is_invalid
   // hold an element for each sequence; the wanted numbers of log-probs are at most vocab.
   virtual void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) = 0;
+
+  // Graphs. capture_graph() records the operations that `work` issues, without running them, and
+  // returns an id; launch_graph() runs them as one, reading the same addresses again. Recorded
+  // operations may depend on the contents of device arrays but not on the host copies in
+  // ForwardInputs, so only steps of the same num_tokens, num_seqs and num_logits whose sequences
+  // have one query each can share a graph. Requires: supports_graphs(); `work` has run once
+  // outside a capture; it neither copies nor samples.
+  virtual bool supports_graphs() const { return false; }
+  virtual int32_t capture_graph(const std::function<void()>& /*work*/) {
+    check(false, "this backend has no graphs");
+    return -1;
+  }
+  virtual void launch_graph(int32_t /*id*/) { check(false, "this backend has no graphs"); }
 };
 
 // Makes the backend that options.device names. Throws ConfigError for an unknown or absent device.

@@ -10,30 +10,17 @@
 #include <cstdint>
 
 #include "cpu/cpu_features.h"
+#include "cpu/panel_layout.h"
 
 namespace octavo::cpu {
 
-// --- Weights ---------------------------------------------------------------------------------
+// --- GEMM ------------------------------------------------------------------------------------
 
-// Output features are grouped into panels of 16, one vector lane each; the last panel of a segment
-// is padded with zeros. A panel is contiguous, its elements in the order in which a GEMM reads:
-//   kFloat32, kFloat16  [depth][16]
-//   kBFloat16           [depth / 2][16][2], depth padded with zeros to a multiple of 32
-enum class PanelFormat : uint8_t { kFloat32, kFloat16, kBFloat16 };
-inline constexpr int kNumPanelFormats = 3;
-inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kBFloat16DepthMultiple = 32;
-
-// How a GEMM of this instruction set wants its activations.
-enum class ActivationFormat : uint8_t {
-  kFloat32,   // as they are
-  kBFloat16,  // rounded to nearest even; rows padded with zeros to a multiple of 32
-};
-
-// out[r, c] = sum over k ascending of x[r, k] * w[c, k], plus bias[c].
+// out[r, c] = sum over k ascending of x[r, k] * w[c, k], plus bias[c]. The quantised formats add the
+// products of a block of 32 input features exactly, and the blocks in ascending order.
 struct GemmArgs {
-  const void* x = nullptr;  // [num_rows, depth] in the format's ActivationFormat
-  int64_t x_stride = 0;     // elements between rows
+  const std::byte* x = nullptr;  // [num_rows, depth] in the format's ActivationFormat
+  int64_t x_stride_bytes = 0;    // between rows
   int64_t num_rows = 0;
   const std::byte* panels = nullptr;
   int64_t panel_bytes = 0;
@@ -84,9 +71,9 @@ struct AttentionTask {
   float* scratch = nullptr;    // attention_scratch_floats(head_dim), 64-byte aligned
 };
 
-constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+static constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
-constexpr int64_t attention_scratch_floats(int64_t head_dim) {
+static constexpr int64_t attention_scratch_floats(int64_t head_dim) {
   const int64_t padded = padded_head_dim(head_dim);
   return kQueryRows * (2 * padded + kKeyTile + 2) + 2 * kKeyTile * padded;
 }
@@ -103,14 +90,14 @@ using GemmKernel = void (*)(const GemmArgs& args);
 struct Kernels {
   ActivationFormat activation_format[kNumPanelFormats];
   GemmKernel gemm[kNumPanelFormats];
-  // Packs up to 16 rows of float32 [num_rows, depth] into one panel.
+  // Packs up to 16 rows of float32 [num_rows, depth] into one panel; null for quantised formats.
   void (*pack_panel[kNumPanelFormats])(const float* rows, int64_t num_rows, int64_t depth,
                                        std::byte* panel);
   // out[k] = element k of row `lane`, exactly as stored.
   void (*unpack_row[kNumPanelFormats])(const std::byte* panel, int64_t lane, int64_t depth,
                                        float* out);
-  // Rounds to nearest even and pads with zeros: out [padded].
-  void (*to_bfloat16)(const float* x, int64_t size, int64_t padded, uint16_t* out);
+  // One row of activations into activation_row_bytes(format, depth) bytes; null for kFloat32.
+  void (*convert_row[kNumActivationFormats])(const float* x, int64_t depth, std::byte* out);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* out);
   void (*add)(float* residual, const float* delta, int64_t size);

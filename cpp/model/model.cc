@@ -25,6 +25,7 @@ void validate(const ModelConfig& config) {
   const int64_t rotary_dim = resolve_rotary_dim(config.rope, config.head_dim);
   require(rotary_dim % 2 == 0 && rotary_dim <= config.head_dim,
           "the rotary dimension must be even and at most head_dim");
+  require(config.max_position_embeddings > 0, "max_position_embeddings must be positive");
   require(config.rms_norm_eps > 0.0, "rms_norm_eps must be positive");
 }
 

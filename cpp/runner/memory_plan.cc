@@ -70,6 +70,16 @@ int64_t plan_blocks(const RunnerConfig& config, const MemoryPlan& plan, int64_t 
   return std::min<int64_t>(num_blocks, std::numeric_limits<int32_t>::max());
 }
 
+// The length asked for, or the model's own.
+int64_t longest_length(const RunnerConfig& config, const ModelConfig& model) {
+  const int64_t most = model.max_position_embeddings;
+  if (config.max_model_len > most) {
+    throw ConfigError("--max-model-len " + std::to_string(config.max_model_len) +
+                      ": the model takes at most " + std::to_string(most) + " tokens");
+  }
+  return config.max_model_len > 0 ? config.max_model_len : most;
+}
+
 void check_base_fits(const MemoryPlan& plan) {
   const int64_t base_bytes = plan.weight_bytes + plan.workspace_bytes;
   if (base_bytes + plan.block_bytes <= plan.available_bytes) return;
@@ -162,10 +172,7 @@ MemoryPlan plan_memory(const RunnerConfig& config, const Model& model, const Bac
   plan.available_bytes = available_bytes(config, backend);
 
   const bool is_auto = config.max_model_len == 0;
-  plan.max_model_len = is_auto ? model.config().max_position_embeddings : config.max_model_len;
-  if (plan.max_model_len <= 0) {
-    throw ConfigError("the model states no context length: set --max-model-len");
-  }
+  plan.max_model_len = longest_length(config, model.config());
   plan.workspace_bytes = workspace_bytes(config, model, plan.max_model_len);
   check_base_fits(plan);
   const int64_t spare_bytes = plan.available_bytes - plan.weight_bytes - plan.workspace_bytes;

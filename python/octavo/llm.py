@@ -11,17 +11,17 @@ import threading
 from array import array
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from octavo import _core
-from octavo.config import ServeConfig, cache_directory
-from octavo.engine.core_config import core_sampling, engine_config
+from octavo.config import ServeConfig, resolve_options
+from octavo.engine.settings import engine_config, to_core_sampling
 from octavo.errors import ConfigError, EngineError, EngineFaultError, InvalidRequestError
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
-from octavo.model.resolve import ResolveOptions, resolve
+from octavo.model.resolve import resolve
 from octavo.model.weights import load_weights
 from octavo.outputs import Assembly, CompletionOutput, Logprob, RequestOutput, records
 from octavo.sampling_params import SamplingParams
@@ -101,13 +101,9 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = _for_each(sampling_params, len(listed))
-        assemblies = []
-        for prompt, each in zip(listed, params, strict=True):
-            is_text = isinstance(prompt, str)
-            token_ids = self.tokenizer.encode(prompt) if is_text else list(prompt)
-            assemblies.append(
-                Assembly(self.tokenizer, prompt if is_text else None, token_ids, each)
-            )
+        assemblies = [
+            self._assembly(prompt, each) for prompt, each in zip(listed, params, strict=True)
+        ]
         return self._run(assemblies, progress=progress)
 
     def chat(
@@ -171,6 +167,11 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _assembly(self, prompt: Prompt, params: SamplingParams) -> Assembly:
+        if isinstance(prompt, str):
+            return Assembly(self.tokenizer, prompt, self.tokenizer.encode(prompt), params)
+        return Assembly(self.tokenizer, None, list(prompt), params)
+
     def _whole_answer(self, token_ids: list[int]) -> SamplingParams:
         left = max(self.max_model_len - len(token_ids), 1)
         return msgspec.structs.replace(self.default_sampling_params(), max_tokens=left)
@@ -196,7 +197,7 @@ class LLM:
             token_ids = array("i", assembly.output.prompt_token_ids)
         except (OverflowError, TypeError):
             raise InvalidRequestError("A prompt holds what is no token id.") from None
-        self._engine.submit(request_id, token_ids, core_sampling(assembly.params))
+        self._engine.submit(request_id, token_ids, to_core_sampling(assembly.params))
         self._num_requests += 1
         return request_id
 
@@ -205,7 +206,7 @@ class LLM:
         batches = self._engine.take_outputs(_POLL_S)
         if batches is None:
             raise EngineError("The engine has been shut down.")
-        done = []
+        done: list[int] = []
         for batch in batches:
             if failed := batch.errors.keys() & live.keys():
                 raise EngineFaultError(batch.errors[min(failed)])
@@ -229,12 +230,7 @@ def _config(model: str, options: Mapping[str, Any]) -> ServeConfig:
 
 
 def _find(config: ServeConfig) -> ModelFiles:
-    options = ResolveOptions(
-        cache_dir=cache_directory(),
-        revision=config.revision,
-        download_dir=config.download_dir,
-        load_format=config.load_format,
-    )
+    options = resolve_options(config)
     return ModelFiles(resolve(config.model, options, lambda _done, _total: None))
 
 
@@ -256,15 +252,15 @@ def _start(config: ServeConfig, files: ModelFiles, generation: GenerationConfig)
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and all(isinstance(each, int) for each in prompts):
-        return [[each for each in prompts if isinstance(each, int)]]
-    return [each for each in prompts if not isinstance(each, int)]
+    if prompts and isinstance(prompts[0], int):
+        return [cast("Sequence[int]", prompts)]
+    return list(cast("Sequence[Prompt]", prompts))
 
 
-def _chats(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[list[Message]]:
+def _chats(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
     if messages and isinstance(messages[0], dict):
-        return [[each for each in messages if isinstance(each, dict)]]
-    return [list(chat) for chat in messages if not isinstance(chat, dict)]
+        return [cast("Sequence[Message]", messages)]
+    return list(cast("Sequence[Sequence[Message]]", messages))
 
 
 def _for_each(params: Params, count: int) -> list[SamplingParams]:

@@ -111,6 +111,9 @@ TEST(MemoryPlan, RefusesValuesOutOfRange) {
   EXPECT_TRUE(refused([](RunnerConfig& c) { c.gpu_memory_utilization = 1.5; }));
   EXPECT_TRUE(refused([](RunnerConfig& c) { c.kv_cache_memory_bytes = -5; }));
   Fixture f;
+  f.config.max_model_len = 257;
+  EXPECT_THROW(f.plan(), ConfigError);
+  f.config.max_model_len = 256;
   f.config.kv_cache_dtype = "int3";
   EXPECT_THROW(f.plan(), ConfigError);
 }

@@ -1,0 +1,111 @@
+// How weights lie in memory for the GEMM kernels. Constants only: shared by the code that packs
+// and by the kernels of every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo::cpu {
+
+// Output features are grouped into panels of 16, one vector lane each; the last panel of a segment
+// is padded with zeros. A panel is contiguous, its elements in the order in which a GEMM reads:
+//   kFloat32, kFloat16  [depth][16]
+//   kBFloat16           [depth / 2][16][2], depth padded with zeros to a multiple of 32
+// The quantised formats take blocks of 32 input features: first the quants of every block, then
+// float16 scales [block][1 or 2][16], then float16 minima [block][16] where the format has them.
+//   weight = scale * (quant - zero) + minimum, quants unsigned
+// The quants of a block are eight vectors of [16 columns][4 features], features 4g..4g+3 in vector g:
+//   kInt8      eight vectors as they are
+//   others     four vectors of nibbles: vector g in the low halves, vector g + 4 in the high ones,
+//   kInt5Min   then eight 64-bit masks with the fifth bits, mask g for vector g,
+//   kInt6      then two vectors with bits 4 and 5: vector g in bits 2 (g % 4) of vector g / 4.
+enum class PanelFormat : uint8_t {
+  kFloat32,
+  kFloat16,
+  kBFloat16,
+  kInt8,
+  kInt4,
+  kInt4Min,
+  kInt5Min,
+  kInt6,
+};
+inline constexpr int kNumPanelFormats = 8;
+inline constexpr int64_t kPanelRows = 16;
+inline constexpr int64_t kBFloat16DepthMultiple = 32;
+
+inline constexpr int64_t kBlockDepth = 32;
+inline constexpr int64_t kBlockVectors = 8;
+inline constexpr int64_t kVectorBytes = 64;
+inline constexpr int64_t kVectorDepth = 4;
+inline constexpr int64_t kBlockWeights = kBlockDepth * kPanelRows;
+inline constexpr int64_t kScaleBytes = kPanelRows * 2;
+
+struct QuantLayout {
+  int64_t quant_bytes = 0;  // of one block, a multiple of 64
+  int64_t num_scales = 0;   // a block: 1, or 2 for halves of 16 input features
+  bool has_minimum = false;
+  int32_t zero = 0;
+};
+
+static constexpr QuantLayout quant_layout(PanelFormat format) {
+  switch (format) {
+    case PanelFormat::kInt8: return {512, 1, false, 128};
+    case PanelFormat::kInt4: return {256, 1, false, 8};
+    case PanelFormat::kInt4Min: return {256, 1, true, 0};
+    case PanelFormat::kInt5Min: return {320, 1, true, 0};
+    case PanelFormat::kInt6: return {384, 2, false, 32};
+    default: return {};
+  }
+}
+
+static constexpr bool is_quantized(PanelFormat format) {
+  return quant_layout(format).quant_bytes > 0;
+}
+
+static constexpr int64_t scales_offset(const QuantLayout& layout, int64_t num_blocks) {
+  return num_blocks * layout.quant_bytes;
+}
+
+static constexpr int64_t minima_offset(const QuantLayout& layout, int64_t num_blocks) {
+  return num_blocks * (layout.quant_bytes + layout.num_scales * kScaleBytes);
+}
+
+static constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Bytes of one panel of `depth` input features. Requires: depth is a multiple of 32 for the
+// quantised formats.
+static constexpr int64_t panel_bytes(PanelFormat format, int64_t depth) {
+  switch (format) {
+    case PanelFormat::kFloat32: return depth * kPanelRows * 4;
+    case PanelFormat::kFloat16: return depth * kPanelRows * 2;
+    case PanelFormat::kBFloat16: return round_up(depth, kBFloat16DepthMultiple) * kPanelRows * 2;
+    default: break;
+  }
+  const QuantLayout layout = quant_layout(format);
+  const int64_t block =
+      layout.quant_bytes + (layout.num_scales + (layout.has_minimum ? 1 : 0)) * kScaleBytes;
+  return round_up(depth / kBlockDepth * block, kVectorBytes);
+}
+
+// How a GEMM wants its activations. Rows of kInt8 are records of whole blocks of 32 features:
+//   int8 quants [depth], float32 scales [blocks], float32 scale * sum [blocks],
+//   int32 -8 * sum [blocks], int32 -8 * sum of each half [blocks][2]
+// where sum is that of the block's quants; every `zero` is a multiple of 8.
+enum class ActivationFormat : uint8_t {
+  kFloat32,   // as they are
+  kBFloat16,  // rounded to nearest even; rows padded with zeros to a multiple of 32
+  kInt8,      // rounded to 1/127 of the greatest magnitude of each block
+};
+inline constexpr int kNumActivationFormats = 3;
+
+static constexpr int64_t activation_row_bytes(ActivationFormat format, int64_t depth) {
+  switch (format) {
+    case ActivationFormat::kFloat32: return depth * 4;
+    case ActivationFormat::kBFloat16: return round_up(depth, kBFloat16DepthMultiple) * 2;
+    case ActivationFormat::kInt8: return round_up(depth + depth / kBlockDepth * 20, kVectorBytes);
+  }
+  return 0;
+}
+
+}  // namespace octavo::cpu
