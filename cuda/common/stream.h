@@ -53,6 +53,13 @@ class Graph {
     check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   }
 
+  // Leaves capture mode and drops what was recorded.
+  static void abandon_capture(cudaStream_t stream) {
+    cudaGraph_t graph = nullptr;
+    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+    cudaGetLastError();
+  }
+
   // Ends the capture that began on `stream`.
   explicit Graph(cudaStream_t stream) {
     cudaGraph_t graph = nullptr;

@@ -1,0 +1,43 @@
+// Matrix products by cuBLASLt, loaded at run time. Never linked: a process that also runs torch
+// must use the library that torch uses.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "base/tensor_view.h"
+#include "cuda/common/device_context.h"
+#include "cuda/common/memory.h"
+
+namespace octavo::cuda {
+
+class CublasLtLibrary;
+
+class Gemm {
+ public:
+  // Looks for a library that is loaded already, then in the CUDA packages beside this module, then
+  // on the system. Throws ConfigError when there is none.
+  explicit Gemm(const DeviceContext& context);
+  ~Gemm();
+
+  // out = x weight^T + bias. weight [N, K] and bias [N] (or null) of x's half type; x [M, K], out
+  // [M, N] of that type or, without bias, float32; rows of x and out may be strided.
+  void run(const DeviceContext& context, TensorView weight, const void* bias, TensorView x,
+           TensorView out);
+
+ private:
+  struct Product;
+  // Rows (rounded up above 512), N, K, row stride of x and out, output type, bias.
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, bool>;
+
+  Product& find_product(const DeviceContext& context, TensorView weight, const void* bias,
+                        TensorView x, TensorView out);
+
+  std::unique_ptr<CublasLtLibrary> library_;
+  DeviceMemory workspace_;
+  std::map<Key, std::unique_ptr<Product>> products_;
+};
+
+}  // namespace octavo::cuda

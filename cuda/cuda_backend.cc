@@ -1,0 +1,240 @@
+#include "backend/cuda_backend.h"
+
+#include <charconv>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/check.h"
+#include "base/errors.h"
+#include "cuda/attention.h"
+#include "cuda/common/device_context.h"
+#include "cuda/common/memory.h"
+#include "cuda/common/stream.h"
+#include "cuda/cublas_lt.h"
+#include "cuda/embedding.h"
+#include "cuda/gather_rows.h"
+#include "cuda/kv_cache.h"
+#include "cuda/rms_norm.h"
+#include "cuda/rope_cache.h"
+#include "cuda/sampler.h"
+#include "cuda/silu_mul.h"
+#include "cuda/skinny_linear.h"
+#include "cuda/staging.h"
+#include "cuda/weights.h"
+
+namespace octavo::cuda {
+namespace {
+
+// The index in "cuda:<index>"; 0 for "cuda". Makes that device current. Throws ConfigError.
+int select_device(std::string_view name) {
+  int index = 0;
+  const std::string_view digits = name.starts_with("cuda:") ? name.substr(5) : "0";
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
+  if (error != std::errc() || end != digits.data() + digits.size() || index < 0) {
+    throw ConfigError("unknown device: " + std::string(name));
+  }
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    throw ConfigError("no CUDA device: " + std::string(cudaGetErrorString(status)) +
+                      "; --device cpu runs without one");
+  }
+  if (index >= count) {
+    throw ConfigError(std::string(name) + " is absent: there are " + std::to_string(count) +
+                      " CUDA devices");
+  }
+  check_cuda(cudaSetDevice(index));
+  return index;
+}
+
+DeviceContext make_context(int device, const Stream& stream, bool batch_invariant) {
+  int num_sms = 0;
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  if (major != 9) throw ConfigError("this build's CUDA kernels are for Hopper (sm_90a)");
+  return {device, num_sms, stream.get(), batch_invariant};
+}
+
+class CudaDeviceBuffer : public DeviceBuffer {
+ public:
+  explicit CudaDeviceBuffer(int64_t size_bytes) : memory_(size_bytes) {}
+  void* data() const override { return memory_.data(); }
+  int64_t size_bytes() const override { return memory_.size_bytes(); }
+
+ private:
+  DeviceMemory memory_;
+};
+
+// Everything on one stream of one device. Methods that start a step's work make the device current,
+// since the engine's thread is not the one that made the backend.
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options)
+      : activation_dtype_(options.weight_dtype),
+        enforce_eager_(options.enforce_eager),
+        device_(select_device(options.device)),
+        context_(make_context(device_, stream_, options.batch_invariant)),
+        uploader_(device_),
+        gemm_(context_),
+        attention_(context_) {
+    if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
+      throw ConfigError("the CUDA backend computes in bfloat16 or float16");
+    }
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDeviceProperties(&properties, device_));
+    name_ = properties.name;
+  }
+
+  DeviceInfo device_info() const override {
+    check_cuda(cudaSetDevice(device_));
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return {name_, static_cast<int64_t>(total_bytes), static_cast<int64_t>(free_bytes)};
+  }
+  DType activation_dtype() const override { return activation_dtype_; }
+  DType default_kv_dtype() const override { return activation_dtype_; }
+
+  std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) override {
+    check_cuda(cudaSetDevice(device_));
+    return std::make_unique<CudaDeviceBuffer>(size_bytes);
+  }
+  void copy_to_device(void* device, const void* host, int64_t size_bytes) override {
+    check_cuda(cudaSetDevice(device_));
+    if (size_bytes <= kMaxStagedBytes) {
+      staging_.copy(device, host, size_bytes, context_.stream);
+      return;
+    }
+    check_cuda(
+        cudaMemcpyAsync(device, host, size_bytes, cudaMemcpyHostToDevice, context_.stream));
+    stream_.synchronize();
+  }
+  void copy_to_host(void* host, const void* device, int64_t size_bytes) override {
+    check_cuda(cudaSetDevice(device_));
+    check_cuda(
+        cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, context_.stream));
+    stream_.synchronize();
+  }
+  void synchronize() override { stream_.synchronize(); }
+
+  std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
+                                              bool has_bias) override {
+    check_cuda(cudaSetDevice(device_));
+    return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features,
+                                              has_bias);
+  }
+  void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
+    const CudaLinearWeight& target = as_cuda(weight);
+    check(view.cols == target.in_features(), "load_rows: columns");
+    uploader_.upload(target.rows_at(row_begin, view.rows), target.dtype(), view);
+  }
+  void load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
+    const CudaLinearWeight& target = as_cuda(weight);
+    uploader_.upload(target.bias_at(row_begin, view.rows * view.cols), target.dtype(), view);
+  }
+  int64_t linear_bytes(int64_t out_features, int64_t in_features, DType) const override {
+    return dtype_bytes(activation_dtype_, out_features * in_features);
+  }
+  void load_vector(float* out, const WeightView& view) override {
+    uploader_.upload(out, DType::kFloat32, view);
+  }
+  std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) override {
+    check_cuda(cudaSetDevice(device_));
+    return std::make_unique<CudaKVCache>(context_, spec);
+  }
+
+  void embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) override {
+    cuda::embed(context_, as_cuda(table).matrix(), token_ids, out);
+  }
+  void rms_norm(TensorView x, const float* weight, float eps, TensorView out) override {
+    cuda::rms_norm(context_, x, weight, eps, out);
+  }
+  void add_rms_norm(TensorView residual, TensorView delta, const float* weight, float eps,
+                    TensorView out) override {
+    cuda::add_rms_norm(context_, residual, delta, weight, eps, out);
+  }
+  void add(TensorView residual, TensorView delta) override {
+    cuda::add(context_, residual, delta);
+  }
+  void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
+    const CudaLinearWeight& w = as_cuda(weight);
+    const bool is_skinny = x.rows() <= kMaxSkinnyRows && !context_.batch_invariant &&
+                           x.cols() % 8 == 0 && x.row_stride % 8 == 0;
+    if (is_skinny) {
+      skinny_linear(context_, w.matrix(), w.bias(), x, out);
+    } else {
+      gemm_.run(context_, w.matrix(), w.bias(), x, out);
+    }
+  }
+  void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
+                      const AttentionParams& params, KVCache& cache) override {
+    cuda::rope_and_cache(context_, qkv, rope, inputs, params, as_cuda(cache).layer(params.layer));
+  }
+  void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
+                 const KVCache& cache, TensorView out) override {
+    attention_.run(context_, qkv, inputs, params, as_cuda(cache), out);
+  }
+  void silu_mul(TensorView gate_up, TensorView out) override {
+    cuda::silu_mul(context_, gate_up, out);
+  }
+  void gather_rows(TensorView x, const int32_t* indices, TensorView out) override {
+    cuda::gather_rows(context_, x, indices, out);
+  }
+  void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) override {
+    check_cuda(cudaSetDevice(device_));
+    sampler_.sample(context_, logits, rows, result);
+  }
+
+  bool supports_graphs() const override { return !enforce_eager_; }
+  int32_t capture_graph(const std::function<void()>& work) override {
+    check_cuda(cudaSetDevice(device_));
+    Graph::begin_capture(context_.stream);
+    try {
+      work();
+    } catch (...) {
+      Graph::abandon_capture(context_.stream);
+      throw;
+    }
+    graphs_.emplace_back(context_.stream);
+    return static_cast<int32_t>(graphs_.size()) - 1;
+  }
+  void launch_graph(int32_t id) override { graphs_.at(id).launch(context_.stream); }
+
+ private:
+  static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
+
+  // Weights and caches given to this backend are its own.
+  static const CudaLinearWeight& as_cuda(const LinearWeight& weight) {
+    return static_cast<const CudaLinearWeight&>(weight);
+  }
+  static const CudaKVCache& as_cuda(const KVCache& cache) {
+    return static_cast<const CudaKVCache&>(cache);
+  }
+
+  const DType activation_dtype_;
+  const bool enforce_eager_;
+  const int device_;
+  Stream stream_;
+  const DeviceContext context_;
+  std::string name_;
+  StagingRing staging_;
+  WeightUploader uploader_;
+  Gemm gemm_;
+  Attention attention_;
+  Sampler sampler_;
+  std::vector<Graph> graphs_;
+};
+
+}  // namespace
+}  // namespace octavo::cuda
+
+namespace octavo {
+
+std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options) {
+  return std::make_unique<cuda::CudaBackend>(options);
+}
+
+}  // namespace octavo
