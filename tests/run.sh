@@ -40,7 +40,8 @@ make_environment() {
 }
 
 cpp_files() {
-  find cpp cuda tests/cpp bench/cpp -name '*.h' -o -name '*.cc' -o -name '*.cu' 2>/dev/null | sort
+  find cpp cuda tests/cpp bench/cpp -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \
+    2>/dev/null | sort
 }
 
 lint() {
@@ -95,8 +96,20 @@ main() {
   if [[ ${#stages[@]} == 0 ]]; then
     stages=(lint types cpp tidy python_tests)
   fi
+  # Every stage runs, so that one run tells everything; the last word is pytest's.
+  local failed=()
   for stage in "${stages[@]}"; do
-    "$stage"
+    set +e
+    (
+      set -e
+      "$stage"
+    )
+    [[ $? == 0 ]] || failed+=("${stage%_tests}")
+    set -e
   done
+  if [[ ${#failed[@]} != 0 ]]; then
+    printf '\ntests/run.sh: failed: %s\n' "${failed[*]}" >&2
+    exit 1
+  fi
 }
 main "$@"

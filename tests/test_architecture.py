@@ -115,7 +115,7 @@ def without_comments(file: Path) -> str:
 ENGINE_OWNERS = {"octavo.engine.process", "octavo.engine.loader", "octavo.llm"}
 PROCESS_SET_UP = {
     f"octavo.server.{name}"
-    for name in ("arbiter", "assembly", "gunicorn_conf", "gunicorn_settings", "worker", "wsgi", "run")
+    for name in ("arbiter", "assembly", "gunicorn_conf", "gunicorn_settings", "launch", "worker")
 }
 
 

@@ -169,7 +169,7 @@ class Engine:
     def set_heartbeat(self, page: Buffer, offset: int) -> None:
         """Write CLOCK_MONOTONIC ns (int64) there each step and each idle tick; page stays alive.
 
-        Call it before start().
+        Call it once.
         """
     def is_healthy(self) -> bool:
         """False once the device is lost: start the process again."""

@@ -78,6 +78,19 @@ class ServeConfig:
         "file that replaces the model's chat template", default="", metavar="FILE"
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
+    enable_auto_tool_choice: bool = option(
+        "let the model call tools when it wants to", default=True, parse=parse_bool
+    )
+    tool_call_parser: str = option(
+        "how the model writes tool calls; auto: by its vocabulary",
+        default=AUTO,
+        choices=(AUTO, "none", "hermes", "qwen", "llama3_json", "mistral"),
+    )
+    reasoning_parser: str = option(
+        "how the model marks reasoning; auto: by its vocabulary",
+        default=AUTO,
+        choices=(AUTO, "none", "think", "deepseek_r1", "qwen3"),
+    )
     seed: int = option(
         "seed of requests without one", default=0, parse=parse_int, minimum=0, maximum=2**63 - 1
     )
@@ -443,3 +456,8 @@ def resolve_options(config: ServeConfig) -> ResolveOptions:
         download_dir=config.download_dir,
         load_format=config.load_format,
     )
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment without our variables, for a child whose settings are given otherwise."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}

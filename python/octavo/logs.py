@@ -66,8 +66,10 @@ def configure(config: ServeConfig) -> None:
     """
     handler: logging.Handler
     if config.log_file:
+        from logging.handlers import WatchedFileHandler  # noqa: PLC0415 - 10 ms, for files only
+
         try:
-            handler = logging.FileHandler(config.log_file, encoding="utf-8")
+            handler = WatchedFileHandler(config.log_file, encoding="utf-8")  # rotated by others
         except OSError as error:
             raise ConfigError(f"--log-file: cannot open {config.log_file}: {error}.") from None
     else:

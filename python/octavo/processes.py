@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,3 +28,31 @@ def ignore_ending_signals() -> None:
     """Leave ending to the parent: a terminal or service manager signals every process at once."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def oom_kills() -> int:
+    """Processes of this control group that the kernel has killed for want of memory."""
+    for path in _memory_event_files():
+        try:
+            lines = path.read_text("ascii").splitlines()
+        except OSError:
+            continue
+        for name, _, count in (line.partition(" ") for line in lines):
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
+def _memory_event_files() -> list[Path]:
+    """Of cgroup v2 and v1; a container may see its own group as the root."""
+    root = Path("/sys/fs/cgroup")
+    found = []
+    for line in Path("/proc/self/cgroup").read_text("ascii").splitlines():
+        _, controllers, path = line.split(":", 2)
+        group = path.lstrip("/")
+        if controllers == "":
+            found += [root / group / "memory.events", root / "memory.events"]
+        elif "memory" in controllers.split(","):
+            found += [root / "memory" / group / "memory.oom_control"]
+            found += [root / "memory" / "memory.oom_control"]
+    return found

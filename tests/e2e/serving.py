@@ -12,10 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 FAKE_SERVE = Path(__file__).parent.parent / "fakes" / "serve_fake.py"
 WAIT_S = 60.0
@@ -195,7 +197,9 @@ class Stream:
                     self.events.append(line[6:].decode().strip())
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             self.error = error
-        self.ended_at = time.monotonic()
+        finally:
+            self._connection.close()
+            self.ended_at = time.monotonic()
 
     def wait_started(self) -> Stream:
         wait_for(lambda: self.events or self.ended_at, "the first event")
@@ -212,7 +216,7 @@ class Stream:
         if self._connection.sock is not None:
             with contextlib.suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+        self.join()
 
     @property
     def is_done(self) -> bool:
@@ -268,12 +272,26 @@ class Launcher:
         command: tuple[str, ...] = OCTAVO,
         model: str | None = None,
         plan: dict[str, Any] | None = None,
+        stderr: int | None = None,
+        group: Path | None = None,
         **environ: str,
     ) -> Server:
+        """Start a server.
+
+        Args:
+            flags: Of the command line.
+            command: How it is launched.
+            model: Another than the launcher's.
+            plan: What a fake engine is to do.
+            stderr: Descriptor instead of the log file.
+            group: Control group to run in.
+            environ: Variables.
+        """
         port = free_port()
         log_path = self.directory / f"server-{len(self.servers)}.log"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("OCTAVO_", "NOTIFY_"))}
         clean |= {"TMPDIR": str(self.directory), "FAKE_ENGINE": json.dumps(plan or {})}
+        clean |= {"OCTAVO_LOAD_FORMAT": "dummy", "OCTAVO_KV_CACHE_MEMORY_BYTES": "64MiB"}
         clean.pop("XDG_RUNTIME_DIR", None)
         name = self.model if model is None else model
         if command == GUNICORN:
@@ -281,9 +299,15 @@ class Launcher:
             clean |= {"OCTAVO_MODEL": name, "OCTAVO_PORT": str(port)}
         else:
             words = [*command, name, "--port", str(port), *flags]
+        if group is not None:
+            words = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *words]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                words, stdout=log, stderr=log, env={**clean, **environ}, start_new_session=True
+                words,
+                stdout=log,
+                stderr=stderr or log,
+                env={**clean, **environ},
+                start_new_session=True,
             )
         self.servers.append(Server(process, port, log_path))
         return self.servers[-1]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from fakes.fake_core import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
 from octavo.engine.client import ModelInfo, RequestOutput, RequestStream
 from octavo.engine.endpoint import Endpoint
 from octavo.engine.socket_client import SocketEngineClient
@@ -23,11 +24,6 @@ from octavo.errors import (
     QueueFullError,
 )
 from octavo.sampling_params import SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "fakes"))
-from typing import TYPE_CHECKING
-
-from fake_engine import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,6 +228,17 @@ def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> Non
     wait_for(lambda: stack.engine.stats()["num_running"] == 1)
     stack.engine.end_with_error("The logits hold a NaN.")
     with pytest.raises(EngineFaultError, match="NaN"):
+        for _ in stream:
+            pass
+
+
+def test_an_engine_that_ends_in_good_order_fails_what_runs(serve: Callable[..., Stack]) -> None:
+    stack = serve(step_s=0.01)
+    client = stack.connect()
+    stream = client.submit([1], params(10**6))
+    assert stream.get(WAIT_S) is not None
+    stack.stop()
+    with pytest.raises(EngineFaultError):
         for _ in stream:
             pass
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -18,7 +19,6 @@ from octavo.config import ServeConfig
 from octavo.engine.launch import Launch
 from octavo.engine.process import liveness_timeout
 from octavo.engine.runtime import Runtime
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

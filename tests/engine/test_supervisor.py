@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +18,6 @@ from octavo.engine.runtime import Runtime
 from octavo.engine.socket_client import SocketEngineClient
 from octavo.engine.supervisor import Observer, Supervision, Supervisor
 from octavo.sampling_params import SamplingParams
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,7 +2,7 @@
 
 The variable FAKE_ENGINE holds what it is to do, as JSON: seconds of each phase ("phase_s"), of a
 step ("step_s"), and in which phase to end how ("fail": [phase, what]): an exit code of an
-OctavoError, "hang", or a signal's name. "fail_generation" limits that to one generation.
+OctavoError, "hang", "eat" (all memory), or a signal's name. "fail_generation" limits that to one generation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from fake_engine import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
+from fake_core import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
 
 from octavo import errors
 from octavo.engine.client import ModelInfo
@@ -39,6 +39,10 @@ def fail(what: int | str) -> None:
     if what == "hang":
         while True:
             time.sleep(1)
+    if what == "eat":
+        hoard = []
+        while True:
+            hoard.append(b"x" * (16 << 20))
     os.kill(os.getpid(), getattr(signal, what))
 
 

@@ -1,7 +1,7 @@
 """Fixtures of the server's tests."""
 
 import pytest
-from fake_server import Server
+from app_under_test import Server
 
 
 @pytest.fixture

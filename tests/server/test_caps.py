@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_server import Server
+from app_under_test import Server
 
 HUGE = 10**9
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import candidates, say
-from fake_server import Server, events
+from app_under_test import Server, events
+from scripted_engine import candidates, say
 
 from octavo.model.generation_config import GenerationConfig
 
@@ -187,6 +187,9 @@ class TestMessages:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"use_beam_search": True}, "use_beam_search"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"max_tokens": 500}, "max_tokens"),
     ],
 )

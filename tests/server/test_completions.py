@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_engine import EOS, candidates, say
-from fake_server import BOS, Server, events
+from app_under_test import BOS, Server, events
 from falcon.testing import create_environ
+from scripted_engine import EOS, candidates, say
 
 from octavo.errors import EngineFaultError, QueueFullError
 

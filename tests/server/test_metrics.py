@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from fake_engine import say
-from fake_server import Server
+from app_under_test import Server
 from prometheus_client.parser import text_string_to_metric_families
+from scripted_engine import say
 
 from octavo.errors import EngineFaultError
 from octavo.server.request_metrics import HISTOGRAMS, MetricsPage, RequestMetrics

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from fake_server import Server
+from app_under_test import Server
 
 from octavo.server.app import routes
 
@@ -14,7 +16,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 def paths(server: Server) -> list[str]:
-    return [path.replace("{model_id:path}", "org/fake") for path in server.routes]
+    given = {"{model_id:path}": "org/fake", "{response_id}": "resp_1"}
+    return [re.sub(r"\{.*?\}", lambda match: given[match[0]], path) for path in server.routes]
 
 
 class TestKeys:

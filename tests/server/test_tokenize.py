@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_server import BOS, Server
+from app_under_test import BOS, Server
 
 
 def test_prompt(server: Server) -> None:

@@ -44,9 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     from octavo.cli.answer_view import usage_line  # noqa: PLC0415
     from octavo.cli.waiting import wait_until_ready  # noqa: PLC0415
 
-    prompt = sys.stdin.read() if arguments.prompt in (None, "-") else arguments.prompt
+    prompt = arguments.prompt
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
     if not prompt:
-        raise ConfigError("octavo complete: the prompt is empty")
+        raise ConfigError("octavo complete: give a PROMPT, or pipe one in; it is empty")
     client = openai_client.from_arguments(arguments)
     wait_until_ready(client, arguments.wait)
     settings = client_arguments.sampling_fields(arguments)

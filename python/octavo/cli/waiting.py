@@ -21,16 +21,23 @@ def describe(health: Health) -> str:
 
 
 def wait_until_ready(client: OpenAIClient, patience_s: float) -> None:
-    """Return once the server is ready. Says on standard error what it waits for.
+    """Return once the server is ready, telling its phases on standard error.
 
     Raises:
         ServerError: Nobody answers, the server has failed, or patience_s is over.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        client.wait_until_ready(lambda _: None, patience_s)
+    if console.is_terminal:
+        with console.status("") as status:
+            client.wait_until_ready(
+                lambda health: status.update(f"The server is {describe(health)}"), patience_s
+            )
         return
-    with console.status("") as status:
-        client.wait_until_ready(
-            lambda health: status.update(f"The server is {describe(health)}"), patience_s
-        )
+    told: set[str] = set()
+
+    def tell(health: Health) -> None:
+        if health.phase not in told:
+            told.add(health.phase)
+            console.print(f"The server is {describe(health)}", markup=False, highlight=False)
+
+    client.wait_until_ready(tell, patience_s)

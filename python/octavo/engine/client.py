@@ -76,7 +76,8 @@ class RequestOutput(msgspec.Struct):
         token_ids: The new tokens.
         logprobs: For each new token, when asked for: the chosen one, then the most likely in order.
         prompt_logprobs: The same for each prompt token but the first; comes in pieces.
-        finish_reason: "stop", "length" or "abort" in the last output of the sequence.
+        finish_reason: "stop" or "length" in the last output of the sequence; a request that the
+            engine could not finish ends with an error instead.
         stop_token_id: The id that ended the sequence, where one did.
         num_prompt_tokens: Length of the prompt.
         num_cached_tokens: Of these, served from the prefix cache.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from octavo.engine.status_page import PHASES
 from octavo.engine.supervisor import Observer
+from octavo.engine.systemd import Notifier
 
 if TYPE_CHECKING:
     from octavo.config import NotifySocket, ServeConfig
@@ -45,7 +44,7 @@ class Narrator(Observer):
         self._is_terminal = (
             sys.stderr.isatty() and not config.log_file and config.log_format == "text"
         )
-        self._notifier = _Notifier(notify)
+        self._notifier = Notifier(notify)
         self._generation = 0
         self._told: set[str] = set()
         self._phase = ""
@@ -53,8 +52,11 @@ class Narrator(Observer):
 
     def observe(self, page: StatusPage) -> None:
         """Tell what is new."""
-        state = page.read()
         self._notifier.beat()
+        if page.is_draining:
+            self._clear_line()
+            return
+        state = page.read()
         if state.generation != self._generation:
             self._generation = state.generation
             self._told = set()
@@ -133,32 +135,3 @@ def _example(config: ServeConfig, address: str) -> str:
     return (
         f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
     )
-
-
-class _Notifier:
-    """Speaks systemd's notification protocol; silent without its socket."""
-
-    def __init__(self, notify: NotifySocket | None) -> None:
-        self._notify = notify
-        self._beat_at = 0.0
-
-    def send(self, text: str) -> None:
-        if self._notify is None:
-            return
-        path = self._notify.path
-        if path.startswith("@"):
-            path = "\0" + path[1:]
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection,
-        ):
-            connection.sendto(text.encode(), path)
-
-    def beat(self) -> None:
-        """Keep the watchdog quiet, twice as often as it asks."""
-        if self._notify is None or not self._notify.watchdog_s:
-            return
-        now = time.monotonic()
-        if now - self._beat_at >= self._notify.watchdog_s / 2:
-            self._beat_at = now
-            self.send("WATCHDOG=1")

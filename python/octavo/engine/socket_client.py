@@ -269,6 +269,9 @@ class SocketEngineClient:
                 message = outputs.errors.get(record[0]) or "The engine failed."
                 self._fail(request_id, errors.EngineFaultError(message))
                 continue
+            if output.finish_reason == "abort":  # not by this client: the engine is ending
+                self._fail(request_id, engine_gone())
+                continue
             live.stream.feed(output)
             if output.finish_reason is not None and live.stream.is_ended:
                 self._forget(request_id)

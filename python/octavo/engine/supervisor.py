@@ -26,6 +26,7 @@ import msgspec
 
 from octavo.engine.launch import Launch
 from octavo.errors import EngineError, OutOfMemoryError, StartupTimeoutError
+from octavo.processes import oom_kills
 
 if TYPE_CHECKING:
     import socket
@@ -38,7 +39,7 @@ RESTART_WINDOW_S = 600.0
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "octavo.engine.process")
 
 _TICK_S = 0.05
-_READY_TICK_S = 0.25
+_READY_TICK_S = 0.1
 _MAX_BACKOFF_S = 30.0
 _STOP_S = 6.0
 _SUSPENDED_S = 2.0  # a tick this late means that this process was stopped, not the engine
@@ -94,7 +95,7 @@ class Supervisor:
         self._engine: subprocess.Popen[bytes] | None = None
         self._pidfd = -1  # of _engine
         self._failures: deque[float] = deque()
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
 
     def run(self) -> int:
         """Supervise; returns the exit code of the server."""
@@ -163,7 +164,7 @@ class Supervisor:
 
     def _explain_signal(self, number: int) -> Failure:
         name = signal.Signals(number).name
-        if number == signal.SIGKILL and _oom_kills() > self._oom_kills:
+        if number == signal.SIGKILL and oom_kills() > self._oom_kills:
             return Failure(
                 "The engine was killed because its memory limit was reached: raise the limit, "
                 "or lower --kv-cache-memory-bytes or --max-model-len.",
@@ -269,15 +270,3 @@ class _Watch:
         if state.is_alive or now - self._resumed < _SUSPENDED_S:
             return None
         return Failure(state.reason)
-
-
-def _oom_kills() -> int:
-    """Processes of this cgroup that the kernel killed for want of memory."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            with open(path) as file:  # noqa: PTH123 - no pathlib in the forked process
-                fields = dict(line.split() for line in file if len(line.split()) == 2)
-        except OSError:
-            continue
-        return int(fields.get("oom_kill", 0))
-    return 0

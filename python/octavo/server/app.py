@@ -10,10 +10,17 @@ from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
 from octavo.server.error_responses import add_error_handlers
 from octavo.server.health import probe_routes
+from octavo.server.messages import CountTokensResource, MessagesResource
 from octavo.server.metrics import LoadResource, MetricsResource
-from octavo.server.middleware import ApiKeys, Origins, RequestIds
+from octavo.server.middleware import ApiKeys, Origins, RequestContext
 from octavo.server.models import ModelResource, ModelsResource
 from octavo.server.readiness import ReadinessMiddleware
+from octavo.server.response_store import ResponseStore
+from octavo.server.responses import (
+    CancelResponseResource,
+    ResponseResource,
+    ResponsesResource,
+)
 from octavo.server.tokenize import (
     DetokenizeResource,
     TokenizeResource,
@@ -36,7 +43,7 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
     """
     app: App = falcon.App(
         middleware=[
-            RequestIds(),
+            RequestContext(),
             Origins(context.config.allowed_origins),
             ApiKeys(context.api_keys),
             ReadinessMiddleware(readiness),
@@ -51,6 +58,7 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
 
 def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     """Path to resource."""
+    store = ResponseStore(is_enabled=context.config.api_server_count == 1)
     return {
         **probe_routes(readiness, context.engine),
         "/version": VersionResource(),
@@ -60,6 +68,11 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         "/v1/models/{model_id:path}": ModelResource(context),
         "/v1/completions": CompletionsResource(context),
         "/v1/chat/completions": ChatResource(context),
+        "/v1/messages": MessagesResource(context),
+        "/v1/messages/count_tokens": CountTokensResource(context),
+        "/v1/responses": ResponsesResource(context, store),
+        "/v1/responses/{response_id}": ResponseResource(store),
+        "/v1/responses/{response_id}/cancel": CancelResponseResource(store),
         "/tokenize": TokenizeResource(context),
         "/detokenize": DetokenizeResource(context),
         "/tokenizer_info": TokenizerInfoResource(context),

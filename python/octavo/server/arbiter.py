@@ -30,6 +30,7 @@ from octavo.config import take_notify_socket
 from octavo.engine.narrator import Narrator
 from octavo.engine.runtime import Runtime
 from octavo.engine.supervisor import ENGINE_COMMAND, Supervision, Supervisor
+from octavo.engine.systemd import Notifier
 from octavo.errors import AddressInUseError, ConfigError, EngineError, OctavoError
 from octavo.processes import ignore_ending_signals, raise_descriptor_limit
 from octavo.server.preflight import preflight
@@ -278,6 +279,7 @@ class ServeArbiter(Arbiter):  # type: ignore[misc]
     def halt(self, reason: str | None = None, exit_status: int = 0) -> NoReturn:
         """End the server; the last line says why."""
         log.info("Shutting down")
+        Notifier(self._notify).send("STOPPING=1")
         self.stop()
         self._end_supervisor()
         self.shared.runtime.remove()
@@ -287,7 +289,9 @@ class ServeArbiter(Arbiter):  # type: ignore[misc]
             log.info("Finished server process [%d]", os.getpid())
         else:
             say_last(self._config, reason or "The server failed.")
-        sys.exit(exit_status)
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(exit_status)  # Python's own end turns a closed pipe into an exit code of 120
 
 
 def say_last(config: ServeConfig, text: str) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from octavo.server.conversation import conversation_of, render
+from octavo.server.chat_run import ChatRun
 from octavo.server.disconnect import watch
-from octavo.server.generation import Generation
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.schemas.chat import (
     AnswerMessage,
@@ -22,20 +21,23 @@ from octavo.server.schemas.chat import (
     ChatResponse,
     ChunkChoice,
     Delta,
+    FunctionCall,
+    FunctionCallDelta,
+    ToolCall,
+    ToolCallDelta,
 )
 from octavo.server.sse import DONE, KEEP_ALIVE, event
 from octavo.server.streaming import stream_generation
-from octavo.server.work import Route, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import falcon
 
     from octavo.engine.client import Logprob
-    from octavo.model.detokenizer import TokenBytes
     from octavo.server.context import ServerContext
     from octavo.server.generation import Piece
+    from octavo.server.parsers.answer import CallDelta, Parts
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
@@ -48,125 +50,87 @@ class ChatResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer a conversation, n times."""
-        context = self._context
-        request = context.read(req, _DECODER)
-        request.check()
-        name = context.check_model(request.model)
-        model, info = context.model(), context.model_info()
-        text = render(conversation_of(request), model)
-        work = plan(request, _route(request), [text], model, info)
-        token_bytes = model.tokenizer.token_bytes
-        generation = Generation(context, token_bytes, work, req.context.started)
-        role = context.config.response_role
-        answer = _Answer(request, name, token_bytes, generation, role)
+        request = self._context.read(req, _DECODER)
+        run = ChatRun(self._context, request, req.context.started)
+        answer = _Answer(run)
         if request.stream:
-            stream_generation(req, resp, generation, answer.events)
+            stream_generation(req, resp, run.generation, answer.events)
             return
-        with generation, watch(req.env, generation.abort):
+        with run.generation as generation, watch(req.env, generation.abort):
             resp.data = msgspec.json.encode(answer.whole())
 
 
-def _route(request: ChatRequest) -> Route:
-    return Route(
-        param="messages",
-        add_special_tokens=False,  # the template writes them
-        max_tokens=request.requested_max_tokens,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        prompt_logprobs=request.prompt_logprobs,
-    )
-
-
 class _Answer:
-    """Makes the response, or its chunks, of a generation."""
+    """Makes the response, or its chunks, of a chat."""
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        name: str,
-        token_bytes: TokenBytes,
-        generation: Generation,
-        role: str,
-    ) -> None:
-        self._request = request
-        self._name = name
-        self._token_bytes = token_bytes
-        self._generation = generation
-        last = request.messages[-1]
-        self._role = role if request.add_generation_prompt is not False else last.role
-        self._echo = "".join(last.texts("messages")) if self._echoes(last.role) else ""
+    def __init__(self, run: ChatRun) -> None:
+        self._run = run
+        self._request = run.request
+        self._generation = run.generation
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
     def whole(self) -> ChatResponse:
         """Wait for every choice."""
-        generation = self._generation
-        choices = [_Parts() for _ in range(generation.n)]
+        run, generation = self._run, self._generation
+        choices = [_Collected() for _ in range(generation.n)]
         for piece in generation:
-            choices[piece.choice].take(piece)
-        request = self._request
+            choices[piece.choice].take(piece, run.parts(piece))
         response = ChatResponse(
             id=self._id,
             created=self._created,
-            model=self._name,
-            choices=[self._choice(index, parts) for index, parts in enumerate(choices)],
+            model=run.name,
+            choices=[self._choice(index, each) for index, each in enumerate(choices)],
             usage=generation.usage(),
         )
-        if request.prompt_logprobs is not None:
+        if self._request.prompt_logprobs is not None:
             scored = generation.prompt_logprobs[0]
-            response.prompt_logprobs = prompt_logprobs(self._token_bytes, scored)
-        if request.return_token_ids:
+            response.prompt_logprobs = prompt_logprobs(run.token_bytes, scored)
+        if self._request.return_token_ids:
             response.prompt_token_ids = generation.prompts[0].token_ids
         return response
 
     def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
         """The chunks of a stream."""
-        request, generation = self._request, self._generation
-        for index in range(generation.n):
-            opening = ChunkChoice(index=index, delta=Delta(role=self._role, content=self._echo))
-            chunk = self._chunk([opening])
-            if request.return_token_ids:
-                chunk.prompt_token_ids = generation.prompts[0].token_ids
-            yield event(chunk)
+        yield from self._openings()
         for piece in pieces:
             if piece is None:
                 yield KEEP_ALIVE
-            elif not piece.is_empty or piece.logprobs or request.return_token_ids:
-                yield event(self._chunk([self._chunk_choice(piece)]))
-        if request.includes_usage:
+                continue
+            parts = self._run.parts(piece)
+            if parts or piece.finish_reason or piece.logprobs or self._request.return_token_ids:
+                yield event(self._chunk([self._chunk_choice(piece, parts)]))
+        if self._request.includes_usage:
             last = self._chunk([])
-            last.usage = generation.usage()
+            last.usage = self._generation.usage()
             yield event(last)
         yield DONE
 
-    def _choice(self, index: int, parts: _Parts) -> ChatChoice:
-        request, piece = self._request, parts.last
-        choice = ChatChoice(
-            index=index,
-            message=AnswerMessage(role=self._role, content=self._echo + "".join(parts.texts)),
-            logprobs=self._logprobs(parts.logprobs),
-            finish_reason=piece.finish_reason if piece else "abort",
-            stop_reason=piece.stop_reason if piece else None,
-        )
-        if request.return_token_ids:
-            choice.token_ids = parts.token_ids
-        return choice
+    def _openings(self) -> Iterator[bytes]:
+        """The first chunk of each choice has the role."""
+        for index in range(self._generation.n):
+            delta = Delta(role=self._run.role, content=self._run.echo)
+            chunk = self._chunk([ChunkChoice(index=index, delta=delta)])
+            if self._request.return_token_ids:
+                chunk.prompt_token_ids = self._generation.prompts[0].token_ids
+            yield event(chunk)
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         always = self._request.includes_usage_always
         return ChatChunk(
             id=self._id,
             created=self._created,
-            model=self._name,
+            model=self._run.name,
             choices=choices,
             usage=self._generation.usage() if always else UNSET,
         )
 
-    def _chunk_choice(self, piece: Piece) -> ChunkChoice:
+    def _chunk_choice(self, piece: Piece, parts: Parts) -> ChunkChoice:
         choice = ChunkChoice(
             index=piece.choice,
-            delta=Delta(content=piece.text) if piece.text else Delta(),
+            delta=_delta(parts),
             logprobs=self._logprobs(piece.logprobs),
-            finish_reason=piece.finish_reason,
+            finish_reason=self._run.finish_reason(piece),
         )
         if piece.finish_reason is not None:
             choice.stop_reason = piece.stop_reason
@@ -174,27 +138,82 @@ class _Answer:
             choice.token_ids = piece.token_ids
         return choice
 
+    def _choice(self, index: int, collected: _Collected) -> ChatChoice:
+        last = collected.last
+        choice = ChatChoice(
+            index=index,
+            message=self._message(collected),
+            logprobs=self._logprobs(collected.logprobs),
+            finish_reason=self._run.finish_reason(last) if last else "abort",
+            stop_reason=last.stop_reason if last else None,
+        )
+        if self._request.return_token_ids:
+            choice.token_ids = collected.token_ids
+        return choice
+
+    def _message(self, collected: _Collected) -> AnswerMessage:
+        content = self._run.echo + "".join(collected.contents)
+        message = AnswerMessage(role=self._run.role, content=content)
+        if collected.reasonings:
+            message.reasoning_content = "".join(collected.reasonings)
+        if collected.calls:
+            message.tool_calls = joined_calls(collected.calls)
+            message.content = content or None
+        return message
+
     def _logprobs(self, logprobs: list[list[Logprob]]) -> ChatLogprobs | None:
         if not self._request.logprobs:
             return None
-        return ChatLogprobs(content=chat_logprobs(self._token_bytes, logprobs))
-
-    def _echoes(self, last_role: str) -> bool:
-        return bool(self._request.echo) and last_role == self._role
+        return ChatLogprobs(content=chat_logprobs(self._run.token_bytes, logprobs))
 
 
-class _Parts:
+class _Collected:
     """What came of one choice so far."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.contents: list[str] = []
+        self.reasonings: list[str] = []
+        self.calls: list[CallDelta] = []
         self.token_ids: list[int] = []
         self.logprobs: list[list[Logprob]] = []
         self.last: Piece | None = None
 
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: Piece, parts: Parts) -> None:
         """Append a piece."""
-        self.texts.append(piece.text)
+        self.contents.append(parts.content)
+        if parts.reasoning:
+            self.reasonings.append(parts.reasoning)
+        self.calls += parts.calls
         self.token_ids += piece.token_ids
         self.logprobs += piece.logprobs
         self.last = piece
+
+
+def joined_calls(deltas: Sequence[CallDelta]) -> list[ToolCall]:
+    """Whole calls of their deltas."""
+    calls: list[ToolCall] = []
+    arguments: list[list[str]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            calls.append(ToolCall(id=delta.id, function=FunctionCall(name=delta.name)))
+            arguments.append([])
+        arguments[delta.index].append(delta.arguments)
+    for call, texts in zip(calls, arguments, strict=True):
+        call.function.arguments = "".join(texts)
+    return calls
+
+
+def _delta(parts: Parts) -> Delta:
+    return Delta(
+        content=parts.content or UNSET,
+        reasoning_content=parts.reasoning or UNSET,
+        tool_calls=[_call_delta(call) for call in parts.calls] or UNSET,
+    )
+
+
+def _call_delta(call: CallDelta) -> ToolCallDelta:
+    if call.name is None:
+        function = FunctionCallDelta(arguments=call.arguments)
+        return ToolCallDelta(index=call.index, function=function)
+    function = FunctionCallDelta(name=call.name, arguments=call.arguments)
+    return ToolCallDelta(index=call.index, id=call.id or UNSET, type="function", function=function)

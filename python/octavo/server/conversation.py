@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from octavo.errors import InvalidRequestError
 from octavo.server.offload import offload
 from octavo.server.schemas.decode import decode_free_form
@@ -12,9 +14,7 @@ from octavo.server.schemas.decode import decode_free_form
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import msgspec
-
-    from octavo.server.schemas.chat import ChatMessage, ChatRequest
+    from octavo.server.schemas.chat import ChatMessage, ChatRequest, ToolDefinition
     from octavo.server.schemas.tokens import TokenizeRequest
     from octavo.server.served_model import ServedModel
 
@@ -39,6 +39,17 @@ class Conversation:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+def tools_of(request: ChatRequest) -> list[dict[str, Any]]:
+    """The tools that the model is told of, as templates expect them.
+
+    Raises:
+        InvalidRequestError: The parameters of one are no JSON schema, too large or too deep.
+    """
+    if request.tool_choice == "none":
+        return []
+    return [_tool(each, f"tools[{i}]") for i, each in enumerate(request.tools or ())]
+
+
 def conversation_of(request: ChatRequest | TokenizeRequest) -> Conversation:
     """The conversation of a request.
 
@@ -49,7 +60,7 @@ def conversation_of(request: ChatRequest | TokenizeRequest) -> Conversation:
         messages=[_message(each, i) for i, each in enumerate(request.messages or ())],
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        kwargs=_template_kwargs(request.chat_template_kwargs),
+        kwargs=_template_variables(request),
     )
 
 
@@ -93,13 +104,40 @@ def _message(message: ChatMessage, index: int) -> dict[str, Any]:
     shown: dict[str, Any] = {"role": role, "content": content}
     if message.name is not None:
         shown["name"] = message.name
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        shown["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
+    reasoning = message.reasoning_content or message.reasoning
+    if reasoning:
+        shown["reasoning_content"] = reasoning
     return shown
+
+
+def _tool(tool: ToolDefinition, where: str) -> dict[str, Any]:
+    function = tool.function
+    param = f"{where}.function.parameters"
+    parameters = decode_free_form(function.parameters, param)
+    if not isinstance(parameters, dict | None):
+        raise InvalidRequestError(f"{param}: expected object.", param=param)
+    shown: dict[str, Any] = {"name": function.name}
+    if function.description is not None:
+        shown["description"] = function.description
+    shown["parameters"] = parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": shown}
 
 
 def _size(content: Any) -> int:
     if isinstance(content, list):
         return sum(len(part["text"]) for part in content)
     return len(content or "")
+
+
+def _template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    given = _template_kwargs(request.chat_template_kwargs)
+    if request.reasoning_effort is None:
+        return given
+    return {"reasoning_effort": request.reasoning_effort, **given}
 
 
 def _template_kwargs(raw: msgspec.Raw) -> dict[str, Any]:

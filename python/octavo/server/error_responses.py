@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +13,37 @@ from octavo.errors import OctavoError, RequestError
 from octavo.server.schemas.shared import ErrorDetail, ErrorResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _LOG = logging.getLogger(__name__)
 _ENCODER = msgspec.json.Encoder()
 
-_MESSAGES = {
-    400: "The request is not valid HTTP.",
-    404: "There is nothing at this path.",
-    405: "This path does not take this method.",
-    413: "The request body is too large.",
-    415: "The request body must be application/json.",
-    503: "The server is not ready. Please try again.",
+# What the framework refuses: message and type.
+_REFUSALS = {
+    404: ("There is nothing at this path.", "not_found_error"),
+    405: ("This path does not take this method.", "invalid_request_error"),
 }
-_TYPES = {
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
-    503: "service_unavailable_error",
-}
-_FAULT = ErrorDetail(
-    message="The server failed while it answered.",
-    type="internal_server_error",
-    code="internal_error",
-)
+
+
+class InternalError(RequestError):
+    """A fault of the server itself: 500."""
+
+    status = 500
+    type = "internal_server_error"
+    code = "internal_error"
+
+
+class _HttpError(RequestError):
+    """What the framework refuses."""
+
+    def __init__(self, status: int) -> None:
+        message, kind = _REFUSALS.get(
+            status, ("The request is not valid HTTP.", "invalid_request_error")
+        )
+        super().__init__(message)
+        self.status = status
+        self.type = kind
+        self.code = status
 
 
 def error_body(error: RequestError) -> ErrorResponse:
@@ -47,6 +55,26 @@ def error_body(error: RequestError) -> ErrorResponse:
     )
 
 
+@contextlib.contextmanager
+def renamed_param(names: Mapping[str, str]) -> Iterator[None]:
+    """Name the fields of errors as the caller knows them.
+
+    Args:
+        names: First parts of field names to what they are called instead.
+    """
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None:
+            raise
+        for name, other in names.items():
+            if error.param == name or error.param.startswith((f"{name}.", f"{name}[")):
+                error.param = other + error.param.removeprefix(name)
+                error.message = error.message.replace(name, other, 1)
+                break
+        raise
+
+
 def add_error_handlers(app: falcon.App[Any, Any]) -> None:
     """Answer every exception of an app with the one shape."""
     app.add_error_handler(Exception, _handle_fault)
@@ -54,29 +82,26 @@ def add_error_handlers(app: falcon.App[Any, Any]) -> None:
     app.add_error_handler(falcon.HTTPStatus, _handle_http_status)
     app.add_error_handler(OctavoError, _handle_fault)
     app.add_error_handler(RequestError, _handle_request_error)
-    app.set_error_serializer(_serialize)
-
-
-def _serialize(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
-    """For errors that Falcon answers without asking a handler."""
-    _answer_http(resp, error.status_code, error.headers)
 
 
 def _handle_request_error(
-    _req: falcon.Request, resp: falcon.Response, error: RequestError, _params: Mapping[str, Any]
+    req: falcon.Request, resp: falcon.Response, error: RequestError, _params: Mapping[str, Any]
 ) -> None:
     resp.status = error.status
     if error.retry_after_s is not None:
         resp.set_header("Retry-After", str(error.retry_after_s))
     if error.status == 401:
         resp.set_header("WWW-Authenticate", "Bearer")
-    _write(resp, error_body(error))
+    _write(req, resp, error)
 
 
 def _handle_http_error(
-    _req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: Mapping[str, Any]
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: Mapping[str, Any]
 ) -> None:
-    _answer_http(resp, error.status_code, error.headers)
+    resp.status = error.status
+    if error.headers:
+        resp.set_headers(error.headers)
+    _write(req, resp, _HttpError(error.status_code))
 
 
 def _handle_http_status(
@@ -95,19 +120,12 @@ def _handle_fault(
 ) -> None:
     _LOG.error("%s %s failed.", req.method, req.uri_template, exc_info=error)
     resp.status = 500
-    _write(resp, ErrorResponse(error=_FAULT))
+    _write(req, resp, InternalError("The server failed while it answered."))
 
 
-def _answer_http(resp: falcon.Response, status: int, headers: Any) -> None:
-    resp.status = status
-    if headers:
-        resp.set_headers(headers)
-    message = _MESSAGES.get(status, _MESSAGES[400])
-    kind = _TYPES.get(status, "invalid_request_error")
-    _write(resp, ErrorResponse(error=ErrorDetail(message=message, type=kind, code=status)))
-
-
-def _write(resp: falcon.Response, body: ErrorResponse) -> None:
+def _write(req: falcon.Request, resp: falcon.Response, error: RequestError) -> None:
+    """In the shape of the routed resource, or in the common one."""
+    describe = getattr(req.context, "error_body", None) or error_body
     resp.content_type = falcon.MEDIA_JSON
     resp.stream = None
-    resp.data = _ENCODER.encode(body)
+    resp.data = _ENCODER.encode(describe(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.app.base import BaseApplication
@@ -9,6 +10,7 @@ from gunicorn.arbiter import Arbiter
 
 from octavo import logs
 from octavo.errors import EngineError
+from octavo.server.arbiter import bind
 from octavo.server.gunicorn_settings import gunicorn_settings
 
 if TYPE_CHECKING:
@@ -30,6 +32,19 @@ class Application(BaseApplication):  # type: ignore[misc]
         """Give gunicorn its settings."""
         for name, value in self._settings.items():
             self.cfg.set(name, value)
+
+
+def check_address(config: ServeConfig) -> None:
+    """See whether the server could listen, and let go of the address again.
+
+    Raises:
+        AddressInUseError: It is taken, or may not be bound.
+        ConfigError: It is not of this machine.
+    """
+    for listener in bind(Application(gunicorn_settings(config)).cfg, None):
+        listener.close()
+        if config.uds:
+            Path(config.uds).unlink(missing_ok=True)
 
 
 def launch(config: ServeConfig, **adopting: Any) -> NoReturn:

@@ -20,14 +20,24 @@ _PLAIN_LIST = re.compile(r"^[A-Za-z0-9 ,_-]{1,1024}$")
 _PLAIN_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
-class RequestIds:
-    """Echoes x-request-id, or makes one, on every answer."""
+class RequestContext:
+    """Keeps what handlers and logs need; echoes x-request-id, or makes one, on every answer."""
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
         """Keep the id, and when the request came, for the routes and the log."""
         req.context.started = time.monotonic()
         given = req.get_header("X-Request-Id")
         req.context.request_id = given if given and _PLAIN_ID.match(given) else uuid.uuid4().hex
+
+    def process_resource(
+        self,
+        req: falcon.Request,
+        _resp: falcon.Response,
+        resource: object,
+        _params: dict[str, Any],
+    ) -> None:
+        """Keep how the resource words its errors."""
+        req.context.error_body = getattr(resource, "error_body", None)
 
     def process_response(
         self,

@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
 
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, None where the vocabulary has no such token."""
+
 
 class ChatTemplate(Protocol):
     """Conversations to text."""

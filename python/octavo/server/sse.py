@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.errors import EngineFaultError, OctavoError, RequestError
-from octavo.server.error_responses import error_body
+from octavo.errors import RequestError
+from octavo.server.error_responses import InternalError, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,11 +72,10 @@ class EventStream:
         except RequestError as error:
             self._is_over = True
             return self._describe(error)
-        except Exception as error:
+        except Exception:
             self._is_over = True
-            if not isinstance(error, OctavoError):
-                _LOG.exception("A stream failed.")
-            return self._describe(EngineFaultError("The server failed while it answered."))
+            _LOG.exception("A stream failed.")
+            return self._describe(InternalError("The server failed while it answered."))
 
     def close(self) -> None:
         """Free what the response holds; the WSGI server calls it."""

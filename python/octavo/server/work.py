@@ -56,6 +56,7 @@ class Route:
         default_max_tokens: Where it asks for nothing; None fills the context.
         logprobs: Of how many tokens beside the chosen one; None for no logprobs.
         prompt_logprobs: The same for the prompt.
+        shows_special_tokens: Whatever the request says; for parsers that look for them.
     """
 
     param: str
@@ -64,6 +65,7 @@ class Route:
     default_max_tokens: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    shows_special_tokens: bool = False
 
 
 def plan(
@@ -99,6 +101,7 @@ def plan(
             logprobs=route.logprobs,
             prompt_logprobs=route.prompt_logprobs,
             bad_words=bad_words,
+            shows_special_tokens=route.shows_special_tokens,
         )
         return to_sampling_params(fields, model.defaults, output)
 

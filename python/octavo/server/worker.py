@@ -19,6 +19,7 @@ import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.sock import ssl_context
+from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _TICK_S = 0.05
 _NOTIFY_S = 1.0
 _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
+_SILENCE_S = 60.0  # a client that neither sends its body nor reads its answer for so long is gone
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
             gevent.sleep(_TICK_S)
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve a connection; none may block for ever."""
+        client.settimeout(_SILENCE_S)
+        AsyncWorker.handle(self, listener, client, addr)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """An idle connection that is closed at the end is no error."""
+        if not isinstance(exc, gevent.GreenletExit):
+            super().handle_error(req, client, addr, exc)
+
     def handle_request(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
         """Answer one request; the last one of its connection while the server drains."""
         if self._page.is_draining:
@@ -140,5 +152,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._active += 1
         try:
             super().handle_request(listener_name, req, client, addr)
+        except TimeoutError:
+            raise StopIteration from None  # gunicorn's way to close the connection
         finally:
             self._active -= 1

@@ -54,6 +54,10 @@ class ToolParser(Protocol):
         """What was held back, once no more text comes."""
 
 
+# Tool parsers cut what they have used off the front, so pieces are kept short.
+_LONGEST_PIECE = 1024
+
+
 class AnswerParser:
     """Splits one choice's text: reasoning first, then content and tool calls.
 
@@ -85,6 +89,9 @@ class AnswerParser:
         return parts
 
     def _content(self, text: str) -> Parts:
-        if self._tools is None or not text:
+        if self._tools is None:
             return Parts(content=text)
-        return self._tools.feed(text)
+        parts = Parts()
+        for begin in range(0, len(text), _LONGEST_PIECE):
+            parts.extend(self._tools.feed(text[begin : begin + _LONGEST_PIECE]))
+        return parts

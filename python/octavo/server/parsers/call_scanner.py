@@ -42,6 +42,7 @@ class CallScanner:
         self._key = ""
         self._arguments = ""  # not yet given out
         self._has_arguments = False
+        self._is_streamed = False  # the value is an object of arguments
 
     def feed(self, text: str) -> tuple[int, str]:
         """Take text; returns how much of it belongs to the call, and new text of the arguments."""
@@ -68,6 +69,8 @@ class CallScanner:
             self._place = _FOLLOW.get((self._place, text[position]), "nowhere")
         if self._place in ("key", "value"):
             self._scanner, self._value = JsonScanner(), ""
+            is_text = text[position] == '"'  # as every key is
+            self._is_streamed = self._key in _ARGUMENTS and not is_text
             return position
         self.is_broken = self._place == "nowhere" or (self._place == "end" and self.name is None)
         self.is_done = self._place == "end" and not self.is_broken
@@ -76,8 +79,7 @@ class CallScanner:
     def _read(self, text: str, position: int) -> int:
         used = self._scanner.feed(text[position:])
         piece = text[position : position + used]
-        is_object = not (self._value or piece).startswith('"')
-        if self._place == "value" and self._key in _ARGUMENTS and is_object:
+        if self._is_streamed:
             self._arguments += piece
             self._has_arguments = True
         else:
@@ -97,7 +99,9 @@ class CallScanner:
         if self._key == "name":
             self.name = self._decode() or None
             self.is_broken = self.name is None or len(self.name) > _MAX_NAME
-        elif self._key in _ARGUMENTS and self._value:  # some models write the object as a string
+        elif (
+            self._key in _ARGUMENTS and not self._is_streamed
+        ):  # some models write the object as a string
             self._arguments += self._decode() or "{}"
             self._has_arguments = True
 

@@ -1,6 +1,6 @@
 """Bodies of /v1/chat/completions."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -10,6 +10,8 @@ from octavo.server.schemas.sampling import MAX_INT32, NumLogprobs, SamplingField
 from octavo.server.schemas.shared import PromptLogprobs, Usage
 
 MAX_TOOLS = 128
+
+FunctionName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -32,6 +34,35 @@ class ToolCall(msgspec.Struct, kw_only=True):
     id: str | None = None
     type: str = "function"
     function: FunctionCall
+
+
+class FunctionDefinition(msgspec.Struct, kw_only=True):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: msgspec.Raw = msgspec.Raw()
+    strict: bool | None = None
+
+
+class ToolDefinition(msgspec.Struct, kw_only=True):
+    """A tool that the model may use; only functions are supported."""
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class ToolChoiceFunction(msgspec.Struct, kw_only=True):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class NamedToolChoice(msgspec.Struct, kw_only=True):
+    """The one function that the model has to call."""
+
+    type: Literal["function"] = "function"
+    function: ToolChoiceFunction
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
@@ -67,6 +98,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: msgspec.Raw = msgspec.Raw()
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
+    include_reasoning: bool | None = None
     modalities: list[str] | None = None
 
     def check(self) -> None:
@@ -89,6 +125,22 @@ class ChatRequest(SamplingFields, kw_only=True):
             )
         if set(self.modalities or ()) - {"text"}:
             raise InvalidRequestError("modalities: only text is supported.", param="modalities")
+        self._check_tool_choice()
+
+    def _check_tool_choice(self) -> None:
+        choice = self.tool_choice
+        if choice in (None, "none", "auto"):
+            return
+        names = [tool.function.name for tool in self.tools or ()]
+        if not names:
+            raise InvalidRequestError("tool_choice: needs tools.", param="tool_choice")
+        if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+            raise InvalidRequestError(
+                "tool_choice: names a function that tools do not have.", param="tool_choice"
+            )
+        raise InvalidRequestError(
+            "tool_choice: making the model call a function is not supported.", param="tool_choice"
+        )
 
     @property
     def requested_max_tokens(self) -> int | None:
@@ -125,6 +177,8 @@ class AnswerMessage(msgspec.Struct, kw_only=True):
     role: str
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -151,11 +205,29 @@ class ChatResponse(msgspec.Struct, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
+class FunctionCallDelta(msgspec.Struct, kw_only=True):
+    """More of a call: its name in the first delta, then more and more arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class ToolCallDelta(msgspec.Struct, kw_only=True):
+    """What a chunk adds to a tool call: id and type in the first delta only."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCallDelta
+
+
+class Delta(msgspec.Struct, kw_only=True):
     """What a chunk adds to the answer."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):

@@ -1,7 +1,7 @@
 """The fields that completions and chat share, and how they become SamplingParams."""
 
 from collections.abc import Iterable
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +31,13 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: msgspec.Raw = msgspec.Raw()
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -90,6 +97,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     ) = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
+    response_format: ResponseFormat | None = None
+    structured_outputs: dict[str, Any] | None = None
     use_beam_search: bool | None = None
 
     def check(self) -> None:
@@ -110,6 +119,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             raise InvalidRequestError(
                 "use_beam_search: beam search is not supported.", param="use_beam_search"
             )
+        self._check_form()
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequestError(
                 "truncate_prompt_tokens: must be -1, or at least 1.",
@@ -119,6 +129,18 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             if len(string.encode()) > MAX_STOP_BYTES:
                 raise InvalidRequestError(
                     f"stop: each string must be at most {MAX_STOP_BYTES} bytes.", param="stop"
+                )
+
+    def _check_form(self) -> None:
+        """Nothing can make the model keep to a form yet, so a form is not promised."""
+        wanted = self.response_format
+        for param, is_asked in (
+            ("response_format", wanted is not None and wanted.type != "text"),
+            ("structured_outputs", bool(self.structured_outputs)),
+        ):
+            if is_asked:
+                raise InvalidRequestError(
+                    f"{param}: structured output is not supported.", param=param
                 )
 
     @property
@@ -172,6 +194,7 @@ class OutputLimits(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
+    shows_special_tokens: bool = False
 
 
 def to_sampling_params(
@@ -207,7 +230,8 @@ def to_sampling_params(
         stop_token_ids=tuple(dict.fromkeys(fields.stop_token_ids or ())),
         stop=fields.stop_strings,
         include_stop_str_in_output=bool(fields.include_stop_str_in_output),
-        skip_special_tokens=fields.skip_special_tokens is not False,
+        skip_special_tokens=fields.skip_special_tokens is not False
+        and not limits.shows_special_tokens,
         logprobs=limits.logprobs,
         prompt_logprobs=limits.prompt_logprobs,
     )

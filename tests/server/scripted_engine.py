@@ -40,12 +40,12 @@ class Submission:
     sampling: SamplingParams
     priority: int
     cache_salt: int
-    stream: FakeStream | None = None
+    stream: ScriptedStream | None = None
     aborted: bool = False
 
 
 @dataclass
-class FakeEngine:
+class ScriptedEngine:
     """Implements octavo.engine.client.EngineClient.
 
     Attributes:
@@ -94,7 +94,7 @@ class FakeEngine:
         assert len(prompt_token_ids) + sampling.max_tokens <= MAX_MODEL_LEN
         submission = Submission(prompt_token_ids, sampling, priority, cache_salt)
         self.submissions.append(submission)
-        submission.stream = FakeStream(self, submission)
+        submission.stream = ScriptedStream(self, submission)
         return submission.stream
 
     def stats(self, timeout: float) -> dict[str, float]:
@@ -120,10 +120,10 @@ class FakeEngine:
         return self.submissions[-1]
 
 
-class FakeStream(RequestStream):
+class ScriptedStream(RequestStream):
     """Makes the next output whenever its reader has none left."""
 
-    def __init__(self, engine: FakeEngine, submission: Submission) -> None:
+    def __init__(self, engine: ScriptedEngine, submission: Submission) -> None:
         super().__init__(submission.sampling.n, lambda _: setattr(submission, "aborted", True))
         self._engine = engine
         self._outputs = list(_outputs(engine, submission))
@@ -142,14 +142,14 @@ class FakeStream(RequestStream):
         return super().get(timeout)
 
 
-def _outputs(engine: FakeEngine, submission: Submission) -> list[RequestOutput]:
+def _outputs(engine: ScriptedEngine, submission: Submission) -> list[RequestOutput]:
     sampling = submission.sampling
     rows = [_rows(engine, submission, index) for index in range(sampling.n)]
     rows[0][0].prompt_logprobs = _prompt_logprobs(submission)
     return [row[i] for i in range(max(map(len, rows))) for row in rows if i < len(row)]
 
 
-def _rows(engine: FakeEngine, submission: Submission, index: int) -> list[RequestOutput]:
+def _rows(engine: ScriptedEngine, submission: Submission, index: int) -> list[RequestOutput]:
     sampling = submission.sampling
     ids, reason, stop_id = _cut(engine.script(submission.prompt, sampling, index), sampling)
     step = engine.tokens_per_step

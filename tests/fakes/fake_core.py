@@ -16,7 +16,7 @@ from octavo.engine.protocol import LOGPROB, RECORD
 from octavo.errors import InvalidRequestError, QueueFullError
 
 VOCAB_SIZE = 1000
-MAX_MODEL_LEN = 4096
+MAX_MODEL_LEN = 1 << 30
 
 
 @dataclass

@@ -114,7 +114,9 @@ def test_a_loading_server_is_waited_for(piped: Any, capsys: pytest.CaptureFixtur
     with ChatServer() as server:
         server.healths = [("503 Service Unavailable", loading)] * 2
         assert run("Hi", "--url", server.url) == 0
-    assert capsys.readouterr().out == "Hello, world!\n"
+    output = capsys.readouterr()
+    assert output.out == "Hello, world!\n"
+    assert output.err.count("The server is loading weights, 42 %, 3.1 s") == 1
     assert server.heads[0].startswith("GET /health")
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import tokenizers
-from fake_engine import EOS, FakeEngine
 from falcon.testing import TestClient
+from scripted_engine import EOS, ScriptedEngine
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from octavo.config import ServeConfig
@@ -26,7 +26,7 @@ BOS = 256
 
 
 class ByteTokenizer:
-    """Token k is byte k; 256 begins a text, 257 ends one."""
+    """Token k is byte k; 256 begins a text, 257 ends one, 258 and 259 are special."""
 
     vocab_size = 260
 
@@ -45,6 +45,9 @@ class ByteTokenizer:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [BOS, *ids] if add_special_tokens else ids
 
+    def token_to_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
 
 def _alphabet() -> list[str]:
     """The character that byte-level BPE writes for each byte."""
@@ -54,22 +57,33 @@ def _alphabet() -> list[str]:
 
 
 class PlainTemplate:
-    """`role: content` lines."""
+    """`role: content` lines.
+
+    Attributes:
+        seen: The messages rendered last.
+        ending: What comes after the generation prompt.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Sequence[dict[str, Any]] = ()
+        self.ending = ""
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[dict[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
+        self.seen = messages
         lines = [f"{each['role']}: {_text(each['content'])}" for each in messages]
+        lines += [f"tool {each['function']['name']}" for each in tools or ()]
         lines += [f"{name}={value}" for name, value in (template_kwargs or {}).items()]
         if add_generation_prompt:
             lines.append("assistant:")
-        return "\n".join(lines) + ("" if continue_final_message else "\n")
+        return "\n".join(lines) + ("" if continue_final_message else "\n") + self.ending
 
 
 def _text(content: str | list[dict[str, str]] | None) -> str:
@@ -82,11 +96,12 @@ class Server:
     """A test client, its engine, and shorthands."""
 
     def __init__(self, defaults: GenerationConfig | None = None, **config: Any) -> None:
-        self.engine = FakeEngine()
+        self.engine = ScriptedEngine()
         self.metrics = RequestMetrics()
+        self.template = PlainTemplate()
         self.model = ServedModel(
             tokenizer=ByteTokenizer(),
-            chat_template=PlainTemplate(),
+            chat_template=self.template,
             eos_token_ids=(EOS,),
             defaults=defaults or GenerationConfig(),
         )

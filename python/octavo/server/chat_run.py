@@ -1,0 +1,133 @@
+"""A conversation on its way through the engine, and its answer in parts.
+
+What speaks another protocol than chat completions translates its request to a ChatRequest and its
+answer from the same parts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.server.conversation import conversation_of, render, tools_of
+from octavo.server.generation import Generation
+from octavo.server.parsers.answer import AnswerParser
+from octavo.server.parsers.reasoning import OPEN, ReasoningParser
+from octavo.server.parsers.registry import (
+    SHOWS_SPECIAL_TOKENS,
+    TOOL_PARSERS,
+    find_reasoning_parser,
+    find_tool_parser,
+)
+from octavo.server.work import Route, plan
+
+if TYPE_CHECKING:
+    from octavo.config import ServeConfig
+    from octavo.server.context import ServerContext
+    from octavo.server.generation import Piece
+    from octavo.server.parsers.answer import Parts, ToolParser
+    from octavo.server.schemas.chat import ChatRequest
+    from octavo.server.served_model import ServedModel
+
+
+class ChatRun:
+    """A running chat.
+
+    Attributes:
+        request: What was asked.
+        name: The model's name in the answer.
+        token_bytes: For log-probabilities.
+        generation: The engine's side.
+        sampling: As the engine was told.
+        role: Of the answer.
+        echo: Text of the last message that the answer begins with.
+    """
+
+    def __init__(self, context: ServerContext, request: ChatRequest, started: float) -> None:
+        request.check()
+        self.request = request
+        self.name = context.check_model(request.model)
+        model = context.model()
+        self._tools = tools_of(request)
+        parser = _tool_parser(context.config, model) if self._tools else None
+        text = prompt_text(request, model)
+        route = _route(request, shows_special_tokens=parser in SHOWS_SPECIAL_TOKENS)
+        work = plan(request, route, [text], model, context.model_info())
+        self.token_bytes = model.tokenizer.token_bytes
+        self._parsers = [
+            AnswerParser(_reasoning(context.config, model, text), self._new_tool_parser(parser))
+            for _ in range(work.sampling.n)
+        ]
+        self._num_calls = [0] * len(self._parsers)
+        self.sampling = work.sampling
+        self.role = _role(request, context.config)
+        self.echo = _echo(request, self.role)
+        self.generation = Generation(context, self.token_bytes, work, started)
+
+    def parts(self, piece: Piece) -> Parts:
+        """What a piece says."""
+        parser = self._parsers[piece.choice]
+        parts = parser.feed(piece.text)
+        if piece.finish_reason is not None:
+            parts.extend(parser.finish())
+        if self.request.include_reasoning is False:
+            parts.reasoning = ""
+        if self.request.parallel_tool_calls is False:
+            parts.calls = [call for call in parts.calls if call.index == 0]
+        self._num_calls[piece.choice] += len(parts.calls)
+        return parts
+
+    def finish_reason(self, piece: Piece) -> str | None:
+        """Why the choice ended; a model that called tools stopped for them."""
+        if piece.finish_reason == "stop" and self._num_calls[piece.choice]:
+            return "tool_calls"
+        return piece.finish_reason
+
+    def _new_tool_parser(self, name: str | None) -> ToolParser | None:
+        if name is None:
+            return None
+        functions = [tool["function"] for tool in self._tools]
+        return TOOL_PARSERS[name]({each["name"]: each["parameters"] for each in functions})
+
+
+def prompt_text(request: ChatRequest, model: ServedModel) -> str:
+    """The text that the answer of a conversation continues.
+
+    Raises:
+        InvalidRequestError: The model has no template, or it refuses the conversation.
+    """
+    return render(conversation_of(request), model, tools_of(request))
+
+
+def _route(request: ChatRequest, *, shows_special_tokens: bool) -> Route:
+    return Route(
+        param="messages",
+        add_special_tokens=False,  # the template writes them
+        max_tokens=request.requested_max_tokens,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        prompt_logprobs=request.prompt_logprobs,
+        shows_special_tokens=shows_special_tokens,
+    )
+
+
+def _tool_parser(config: ServeConfig, model: ServedModel) -> str | None:
+    if not config.enable_auto_tool_choice:
+        return None
+    return find_tool_parser(config.tool_call_parser, model.tokenizer.token_to_id)
+
+
+def _reasoning(config: ServeConfig, model: ServedModel, prompt: str) -> ReasoningParser | None:
+    name = find_reasoning_parser(config.reasoning_parser, model.tokenizer.token_to_id)
+    if name is None:
+        return None
+    return ReasoningParser(is_inside=prompt.rstrip().endswith(OPEN))
+
+
+def _role(request: ChatRequest, config: ServeConfig) -> str:
+    if request.add_generation_prompt is not False:
+        return config.response_role
+    return request.messages[-1].role
+
+
+def _echo(request: ChatRequest, role: str) -> str:
+    last = request.messages[-1]
+    return "".join(last.texts("messages")) if request.echo and last.role == role else ""
