@@ -1,8 +1,7 @@
-#include "cuda/attention.h"
-
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/attention.h"
 #include "cuda/common/element.cuh"
 #include "cuda/decode_attention.h"
 #include "cuda/prefill_attention.h"
@@ -49,13 +48,13 @@ void Attention::start_step(const DeviceContext& context, const ForwardInputs& in
   const int group = static_cast<int>(params.num_q_heads / params.num_kv_heads);
   step_ = Step{};
   step_.num_decodes = num_decodes(inputs);
-  const bool can_use_sm90 = cache.tensor_map() != nullptr &&
-                            (params.head_dim == 64 || params.head_dim == 128);
+  const bool can_use_sm90 =
+      cache.tensor_map() != nullptr && (params.head_dim == 64 || params.head_dim == 128);
   const int large_tiles = num_tiles(inputs, group, kPrefillRowsSm90);
   // With fewer blocks than half the SMs, splitting the keys gains more than wider instructions.
-  step_.on_sm90 = can_use_sm90 && (context.batch_invariant ||
-                                   2 * static_cast<int64_t>(large_tiles) * kv_heads >=
-                                       context.num_sms);
+  step_.on_sm90 =
+      can_use_sm90 && (context.batch_invariant ||
+                       2 * static_cast<int64_t>(large_tiles) * kv_heads >= context.num_sms);
   step_.tile_rows = step_.on_sm90 ? kPrefillRowsSm90 : kPrefillRows;
   step_.num_tiles = step_.on_sm90 ? large_tiles : num_tiles(inputs, group, kPrefillRows);
   if (!step_.on_sm90) {
@@ -74,17 +73,16 @@ void Attention::reserve(const DeviceContext& context, const AttentionParams& par
   partial_rows_ = std::max(decode_rows, prefill_rows);
   partial_out_ = DeviceMemory(partial_rows_ * params.head_dim * sizeof(float));
   partial_stats_ = DeviceMemory(partial_rows_ * sizeof(float2));
-  const int64_t counter_bytes = int64_t{AttentionPlan::kMaxSeqs} * kv_heads *
-                                decode_head_tiles(group) * sizeof(int32_t);
+  const int64_t counter_bytes =
+      int64_t{AttentionPlan::kMaxSeqs} * kv_heads * decode_head_tiles(group) * sizeof(int32_t);
   counters_ = DeviceMemory(counter_bytes);
   check_cuda(cudaMemsetAsync(counters_.data(), 0, counter_bytes, context.stream));
   head_dim_ = params.head_dim;
 }
 
 template <typename T, typename KV>
-void Attention::run_typed(const DeviceContext& context, TensorView qkv,
-                          const ForwardInputs& inputs, const AttentionParams& params,
-                          const CudaKVCache& cache, TensorView out) {
+void Attention::run_typed(const DeviceContext& context, TensorView qkv, const ForwardInputs& inputs,
+                          const AttentionParams& params, const CudaKVCache& cache, TensorView out) {
   constexpr float kLog2E = 1.4426950408889634f;
   const KVLayer layer = cache.layer(params.layer);
   const float cap = params.logit_soft_cap;
@@ -112,14 +110,14 @@ void Attention::run_typed(const DeviceContext& context, TensorView qkv,
   args.soft_cap = cap * kLog2E;
 
   const int units = plan_.max_units(context, static_cast<int>(inputs.num_seqs), args.num_kv_heads);
-  const int items = step_.num_decodes == 0
-                        ? 0
-                        : units * args.num_kv_heads * decode_head_tiles(args.group);
+  const int items =
+      step_.num_decodes == 0 ? 0 : units * args.num_kv_heads * decode_head_tiles(args.group);
   decode_attention(args, {items, context.num_sms, context.stream});
   if constexpr (std::is_same_v<T, KV>) {
     if (step_.on_sm90) {
-      prefill_attention_sm90(args, {step_.num_tiles, cache.tensor_map(),
-                                    static_cast<int>(params.layer), context.stream});
+      prefill_attention_sm90(
+          args, {step_.num_tiles, cache.tensor_map(), static_cast<int>(cache.rows_per_half()),
+                 static_cast<int>(params.layer), context.stream});
       return;
     }
   }
@@ -130,8 +128,9 @@ void Attention::run_typed(const DeviceContext& context, TensorView qkv,
 
 void Attention::run(const DeviceContext& context, TensorView qkv, const ForwardInputs& inputs,
                     const AttentionParams& params, const CudaKVCache& cache, TensorView out) {
-  check(params.head_dim == cache.spec().head_dim && params.num_kv_heads == cache.spec().num_kv_heads,
-        "attention: shape of the cache");
+  check(
+      params.head_dim == cache.spec().head_dim && params.num_kv_heads == cache.spec().num_kv_heads,
+      "attention: shape of the cache");
   if (inputs.num_seqs == 0) return;
   reserve(context, params);
   if (params.layer == 0) start_step(context, inputs, params, cache);

@@ -15,17 +15,17 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kChunkMultiple = 64;
-constexpr int kBlocksPerSm = 2;         // of the decode kernel with 128-wide heads
-constexpr int kWaves = 4;               // units a block gets when there are many sequences
-constexpr int kInvariantChunk = 1024;   // splits do not depend on the batch
-constexpr int kInvariantUnits = 8192;   // up to 8 million tokens of context
+constexpr int kBlocksPerSm = 2;        // of the decode kernel with 128-wide heads
+constexpr int kWaves = 4;              // units a block gets when there are many sequences
+constexpr int kInvariantChunk = 1024;  // splits do not depend on the batch
+constexpr int kInvariantUnits = 8192;  // up to 8 million tokens of context
 
-// Units to aim for: with few sequences one a block, with many several, to even out the end.
+// Units to aim for: with few sequences one an SM, with many several a block, to even out the end.
 int target_units(const DeviceContext& context, int num_seqs, int num_kv_heads) {
   if (context.batch_invariant) return kInvariantUnits;
-  const int blocks = context.num_sms * kBlocksPerSm;
-  const int waves = num_seqs * num_kv_heads * 4 <= blocks ? 1 : kWaves;
-  return std::max(1, waves * blocks / num_kv_heads);
+  const bool few = 2 * num_seqs * num_kv_heads <= context.num_sms;
+  const int blocks = few ? context.num_sms : kWaves * kBlocksPerSm * context.num_sms;
+  return std::max(1, blocks / num_kv_heads);
 }
 
 struct PlanArgs {
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
     const int queries = num_queries(args, i);
     const int chunks = queries == 1 ? ceil_div(args.seq_lens[i], chunk) : 0;
     for (int c = 0; c < chunks; ++c) {
-      args.units[unit++] = {i, c, args.seq_lens[i], chunks > 1 ? partial : -1};
+      args.units[unit++] = {
+          i, c, args.seq_lens[i], chunks > 1 ? partial : -1, args.query_start_loc[i], {}};
     }
     partial += chunks > 1 ? chunks : 0;
     // The last queries see the most keys: their tiles start first.

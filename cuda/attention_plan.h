@@ -17,6 +17,8 @@ struct alignas(16) DecodeUnit {
   int32_t chunk;
   int32_t seq_len;
   int32_t first_partial;  // slot of chunk 0 among the partial results; -1: the only chunk
+  int32_t row;            // of the query
+  int32_t padding[3];
 };
 
 // Queries of one sequence with several: packed rows [row_begin, row_begin + tile_rows) of
@@ -48,7 +50,7 @@ class AttentionPlan {
  public:
   static constexpr int kMaxSeqs = 4096;
   static constexpr int kMaxTiles = 65535;  // limit of a grid
-  static constexpr int kMinChunk = 256;  // below, combining costs more than the split saves
+  static constexpr int kMinChunk = 256;    // below, combining costs more than the split saves
 
   explicit AttentionPlan(const DeviceContext& context);
 

@@ -11,10 +11,14 @@ constexpr int64_t kInvariantRows = 512;
 
 cudaDataType cuda_type(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return CUDA_R_32F;
-    case DType::kFloat16: return CUDA_R_16F;
-    case DType::kBFloat16: return CUDA_R_16BF;
-    default: break;
+    case DType::kFloat32:
+      return CUDA_R_32F;
+    case DType::kFloat16:
+      return CUDA_R_16F;
+    case DType::kBFloat16:
+      return CUDA_R_16BF;
+    default:
+      break;
   }
   check(false, "gemm: element type");
   return CUDA_R_32F;
@@ -72,8 +76,8 @@ LtAlgorithm choose_algorithm(const DeviceContext& context, const CublasLtLibrary
   }
   LtHeuristicResult result{};
   int found = 0;
-  const int status = lt.find_algorithms(lt.handle(), desc, weight, x, out, out, preference, 1,
-                                        &result, &found);
+  const int status =
+      lt.find_algorithms(lt.handle(), desc, weight, x, out, out, preference, 1, &result, &found);
   lt.destroy_preference(preference);
   check_lt(status, "cublasLtMatmulAlgoGetHeuristic");
   if (found == 0) throw DeviceError("cuBLASLt has no algorithm for a matrix product", false);
@@ -87,11 +91,11 @@ Gemm::Gemm(const DeviceContext&)
 
 Gemm::~Gemm() = default;
 
-Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weight,
-                                  const void* bias, TensorView x, TensorView out) {
+Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weight, const void* bias,
+                                  TensorView x, TensorView out) {
   const int64_t rows = planned_rows(context, x.rows());
-  const Key key{rows,         weight.rows(), weight.cols(),   x.row_stride,
-                out.row_stride, out.dtype,   bias != nullptr};
+  const Key key{rows,           weight.rows(), weight.cols(), x.row_stride,
+                out.row_stride, x.dtype,       out.dtype,     bias != nullptr};
   std::unique_ptr<Product>& slot = products_[key];
   if (slot != nullptr) return *slot;
 
@@ -104,15 +108,15 @@ Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weigh
     lt.set_desc(product->desc, kLtBiasPointer, &bias, sizeof(bias));
   }
   const cudaDataType type = cuda_type(x.dtype);
-  check_lt(lt.create_layout(&product->weight, type, weight.cols(), weight.rows(),
-                            weight.row_stride),
-           "cublasLt layout");
+  check_lt(
+      lt.create_layout(&product->weight, type, weight.cols(), weight.rows(), weight.row_stride),
+      "cublasLt layout");
   check_lt(lt.create_layout(&product->x, type, x.cols(), rows, x.row_stride), "cublasLt layout");
   check_lt(lt.create_layout(&product->out, cuda_type(out.dtype), out.cols(), rows, out.row_stride),
            "cublasLt layout");
   product->current_rows = rows;
-  product->algorithm = choose_algorithm(context, lt, product->desc, product->weight, product->x,
-                                        product->out);
+  product->algorithm =
+      choose_algorithm(context, lt, product->desc, product->weight, product->x, product->out);
   slot = std::move(product);
   return *slot;
 }

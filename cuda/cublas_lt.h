@@ -29,8 +29,8 @@ class Gemm {
 
  private:
   struct Product;
-  // Rows (rounded up above 512), N, K, row stride of x and out, output type, bias.
-  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, bool>;
+  // Rows (rounded up above 512), N, K, row strides and types of x and out, bias.
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool>;
 
   Product& find_product(const DeviceContext& context, TensorView weight, const void* bias,
                         TensorView x, TensorView out);

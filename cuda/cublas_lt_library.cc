@@ -49,7 +49,8 @@ void* open_library() {
 
 void check_lt(int status, const char* what) {
   if (status == 0) return;
-  const std::string message = std::string(what) + " failed: cuBLAS status " + std::to_string(status);
+  const std::string message =
+      std::string(what) + " failed: cuBLAS status " + std::to_string(status);
   throw DeviceError(message.c_str(), false);
 }
 

@@ -108,14 +108,12 @@ class CudaBackend : public Backend {
       staging_.copy(device, host, size_bytes, context_.stream);
       return;
     }
-    check_cuda(
-        cudaMemcpyAsync(device, host, size_bytes, cudaMemcpyHostToDevice, context_.stream));
+    check_cuda(cudaMemcpyAsync(device, host, size_bytes, cudaMemcpyHostToDevice, context_.stream));
     stream_.synchronize();
   }
   void copy_to_host(void* host, const void* device, int64_t size_bytes) override {
     check_cuda(cudaSetDevice(device_));
-    check_cuda(
-        cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, context_.stream));
+    check_cuda(cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, context_.stream));
     stream_.synchronize();
   }
   void synchronize() override { stream_.synchronize(); }
@@ -156,9 +154,7 @@ class CudaBackend : public Backend {
                     TensorView out) override {
     cuda::add_rms_norm(context_, residual, delta, weight, eps, out);
   }
-  void add(TensorView residual, TensorView delta) override {
-    cuda::add(context_, residual, delta);
-  }
+  void add(TensorView residual, TensorView delta) override { cuda::add(context_, residual, delta); }
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const CudaLinearWeight& w = as_cuda(weight);
     const bool is_skinny = x.rows() <= kMaxSkinnyRows && !context_.batch_invariant &&

@@ -2,15 +2,11 @@
 // heads); each warp streams its own tiles of 16 keys through a private ring of shared memory, so
 // the only block-wide barriers are at the end of a unit. Transposed products keep the tensor cores'
 // padding small: S^T = K Q^T has 16 keys x 8 heads, O^T = V^T P^T has 16 dimensions x 8 heads.
-// Blocks are persistent. The last block of a sequence to finish combines the chunks in their order,
-// so the result does not depend on timing.
+// Blocks are persistent, and the rings run on from unit to unit: while a unit is finished, the keys
+// of the next are on their way. The last block of a sequence to finish combines the chunks in their
+// order, so the result does not depend on timing.
 // Bound: memory, 2 * sum(seq_len) * num_kv_heads * head_dim * sizeof(KV) bytes.
 #include "cuda/decode_attention.h"
-
-#include <algorithm>
-
-#include "cuda/common/launch.cuh"
-#include "cuda/common/reduce.cuh"
 
 namespace octavo::cuda {
 namespace {
@@ -27,8 +23,9 @@ struct Layout {
   static constexpr int kStageBytes = 2 * kTileBytes;  // keys, then values
   static constexpr int kWideBytes = sizeof(KV) == 1 ? kTileKeys * kDim * sizeof(T) : 0;
   static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kWideBytes;
-  static constexpr int kSharedBytes = kWarps * kWarpBytes;
-  static_assert(kSharedBytes >= kWarps * kDecodeHeadTile * (kDim + 2) * 4, "room for the merge");
+  static constexpr int kRowsAt = kWarps * kWarpBytes;  // the warps' results, to be merged
+  static constexpr int kStatsAt = kRowsAt + kWarps * kDecodeHeadTile * kDim * 4;
+  static constexpr int kSharedBytes = kStatsAt + kWarps * kDecodeHeadTile * 8;
 };
 
 // Byte offset of 16-byte piece `chunk` of row `row`; rows spread over the banks.
@@ -47,55 +44,159 @@ struct Item {
   int begin;       // keys [begin, end), begin a multiple of 16
   int end;
   int window_begin;
+
+  // Tiles of one of the block's warps.
+  __device__ int num_tiles(int warp) const {
+    const int tiles = (end - begin + kTileKeys - 1) / kTileKeys;
+    return max(0, (tiles - warp + kWarps - 1) / kWarps);
+  }
+  __device__ int first_key(int tile, int warp) const {
+    return begin + (tile * kWarps + warp) * kTileKeys;
+  }
 };
 
+// The items of this launch.
 template <typename Args>
-__device__ Item find_item(const Args& args, int index, int chunk_size) {
-  const int head_tiles = (args.group + kDecodeHeadTile - 1) / kDecodeHeadTile;
-  const int per_unit = args.num_kv_heads * head_tiles;
-  Item item;
-  item.unit = args.plan.units[index / per_unit];
-  const int rest = index % per_unit;
-  item.kv_head = rest / head_tiles;
-  const int head_begin = rest % head_tiles * kDecodeHeadTile;
-  item.first_head = item.kv_head * args.group + head_begin;
-  item.num_heads = min(kDecodeHeadTile, args.group - head_begin);
-  item.counter = item.unit.seq * per_unit + rest;
-  item.window_begin = args.window > 0 ? max(0, item.unit.seq_len - args.window) : 0;
-  item.begin = max(item.unit.chunk * chunk_size, item.window_begin / kTileKeys * kTileKeys);
-  item.end = min((item.unit.chunk + 1) * chunk_size, item.unit.seq_len);
-  return item;
-}
+struct Items {
+  const Args& args;
+  int chunk_size;
+  int per_unit;
+  int count;
 
+  __device__ explicit Items(const Args& a) : args(a) {
+    const AttentionPlanHeader header = *args.plan.header;
+    chunk_size = header.chunk_size;
+    per_unit = args.num_kv_heads * ((args.group + kDecodeHeadTile - 1) / kDecodeHeadTile);
+    count = header.num_units * per_unit;
+  }
+
+  __device__ DecodeUnit unit(int index) const {
+    return index < count ? args.plan.units[index / per_unit] : DecodeUnit{};
+  }
+
+  __device__ Item make(int index, const DecodeUnit& unit) const {
+    const int head_tiles = per_unit / args.num_kv_heads;
+    const int rest = index % per_unit;
+    Item item;
+    item.unit = unit;
+    item.kv_head = rest / head_tiles;
+    const int head_begin = rest % head_tiles * kDecodeHeadTile;
+    item.first_head = item.kv_head * args.group + head_begin;
+    item.num_heads = min(kDecodeHeadTile, args.group - head_begin);
+    item.counter = unit.seq * per_unit + rest;
+    item.window_begin = args.window > 0 ? max(0, unit.seq_len - args.window) : 0;
+    item.begin = max(unit.chunk * chunk_size, item.window_begin / kTileKeys * kTileKeys);
+    item.end = min((unit.chunk + 1) * chunk_size, unit.seq_len);
+    return item;
+  }
+};
+
+// Fills the ring of one warp with the tiles of one item after the other.
+template <typename T, typename KV, int kDim>
+struct Loader {
+  using L = Layout<T, KV, kDim>;
+  using Args = PagedAttentionArgs<T, KV>;
+
+  const Items<Args>& items;
+  uint32_t shared;  // this warp's
+  int lane;
+  int warp;
+  int index;  // of the item
+  DecodeUnit upcoming;
+  int tile = 0;
+  int num_tiles = 0;
+  int kv_head = 0;
+  int begin = 0;
+  int end = 0;
+  const int32_t* table = nullptr;
+  int32_t blocks = 0;  // lane i: the block of this warp's tile i of the current 32
+  int slot = 0;
+
+  __device__ void start() {
+    index = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
+    upcoming = items.unit(blockIdx.x);
+  }
+
+  __device__ int first_key(int t) const { return begin + (t * kWarps + warp) * kTileKeys; }
+
+  __device__ void look_up_blocks() {
+    const int key = first_key(tile + lane);
+    blocks = key < end ? table[key / items.args.block_size] : 0;
+  }
+
+  // Moves on to the next item that has a tile for this warp; false when there is none.
+  __device__ bool find_tile() {
+    while (tile == num_tiles) {
+      index += gridDim.x;
+      if (index >= items.count) return false;
+      const Item item = items.make(index, upcoming);
+      upcoming = items.unit(index + gridDim.x);
+      tile = 0;
+      num_tiles = item.num_tiles(warp);
+      kv_head = item.kv_head;
+      begin = item.begin;
+      end = item.end;
+      table = items.args.block_tables + item.unit.seq * items.args.block_table_stride;
+      if (num_tiles > 0) look_up_blocks();
+    }
+    return true;
+  }
+
+  // Starts the copy of the next tile into the next slot, and closes its group.
+  __device__ void issue() {
+    if (find_tile()) {
+      copy_tile();
+      ++tile;
+      if (tile % kWarpSize == 0 && tile < num_tiles) look_up_blocks();
+    }
+    slot = slot + 1 == kStages ? 0 : slot + 1;
+    copy_async_commit();
+  }
+
+  __device__ void copy_tile() const {
+    const Args& args = items.args;
+    const int key = first_key(tile);
+    const int64_t block = __shfl_sync(kFullMask, blocks, tile % kWarpSize);
+    const int64_t row =
+        (block * args.num_kv_heads + kv_head) * args.block_size + key % args.block_size;
+    const uint32_t stage = shared + slot * L::kStageBytes;
+    const int valid_keys = end - key;
+#pragma unroll
+    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
+      const int piece = i * kWarpSize + lane;
+      const int r = piece / L::kChunks;
+      const int c = piece % L::kChunks;
+      const int d = c * 16 / static_cast<int>(sizeof(KV));
+      const bool valid = r < valid_keys && d < args.head_dim;
+      const int64_t at = valid ? (row + r) * args.head_dim + d : 0;
+      const uint32_t target = sizeof(KV) == 1 ? piece * 16 : swizzled<L::kChunks>(r, c);
+      copy_async_16(stage + target, args.keys + at, valid);
+      copy_async_16(stage + L::kTileBytes + target, args.values + at, valid);
+    }
+  }
+};
+
+// The computation of one warp.
 template <typename T, typename KV, int kDim>
 struct Warp {
   using L = Layout<T, KV, kDim>;
   static constexpr int kSteps = kDim / 16;
 
   const PagedAttentionArgs<T, KV>& args;
-  const Item& item;
   char* shared;  // this warp's
   int lane;
   int warp;
-  int32_t blocks = 0;  // lane i: the block of this warp's tile i of the current 32
+  int slot = 0;
+  Item item;
   uint32_t q[kSteps][2];
   float o[kSteps][4];
   float m[2];
   float l[2];
 
-  __device__ int num_tiles() const {
-    const int tiles = (item.end - item.begin + kTileKeys - 1) / kTileKeys;
-    return max(0, (tiles - warp + kWarps - 1) / kWarps);
-  }
-  __device__ int first_key(int tile) const {
-    return item.begin + (tile * kWarps + warp) * kTileKeys;
-  }
-
   __device__ void load_queries() {
     const int head = lane / 4;
-    const int64_t row = args.query_start_loc[item.unit.seq];
     const T* source =
-        args.qkv + row * args.qkv_stride + (item.first_head + head) * args.head_dim;
+        args.qkv + item.unit.row * args.qkv_stride + (item.first_head + head) * args.head_dim;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
@@ -107,54 +208,25 @@ struct Warp {
     }
   }
 
-  // Starts the copy of a tile into its stage. Tiles are loaded in order.
-  __device__ void load_tile(int tile) {
-    if (tile % kWarpSize == 0) {
-      const int key = first_key(tile + lane);
-      const int32_t* table = args.block_tables + item.unit.seq * args.block_table_stride;
-      blocks = key < item.end ? table[key / args.block_size] : 0;
-    }
-    const int key = first_key(tile);
-    const int64_t block = __shfl_sync(kFullMask, blocks, tile % kWarpSize);
-    const int64_t row =
-        (block * args.num_kv_heads + item.kv_head) * args.block_size + key % args.block_size;
-    const uint32_t stage = shared_address(shared) + tile % kStages * L::kStageBytes;
-    const int valid_keys = item.end - key;
-#pragma unroll
-    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
-      const int index = i * kWarpSize + lane;
-      const int r = index / L::kChunks;
-      const int c = index % L::kChunks;
-      const int d = c * 16 / static_cast<int>(sizeof(KV));
-      const bool valid = r < valid_keys && d < args.head_dim;
-      const int64_t at = valid ? (row + r) * args.head_dim + d : 0;
-      const uint32_t target = sizeof(KV) == 1 ? index * 16 : swizzled<L::kChunks>(r, c);
-      copy_async_16(stage + target, args.keys + at, valid);
-      copy_async_16(stage + L::kTileBytes + target, args.values + at, valid);
-    }
-  }
-
   // Where the tile of T lies that the matrix instructions read: the stage itself, or the wide copy
   // of an fp8 tile.
-  __device__ uint32_t half_tile(int tile, bool is_value) {
-    const int offset = tile % kStages * L::kStageBytes + (is_value ? L::kTileBytes : 0);
+  __device__ uint32_t half_tile(bool is_value) {
+    const int offset = slot * L::kStageBytes + (is_value ? L::kTileBytes : 0);
     if constexpr (sizeof(KV) != 1) return shared_address(shared) + offset;
     char* wide = shared + kStages * L::kStageBytes + (is_value ? L::kWideBytes : 0);
 #pragma unroll
     for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
-      const int index = i * kWarpSize + lane;
-      const int r = index / L::kChunks;
-      const int c = index % L::kChunks;
-      const uint4 raw = *reinterpret_cast<const uint4*>(shared + offset + index * 16);
-      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+      const int piece = i * kWarpSize + lane;
+      const int r = piece / L::kChunks;
+      const int c = piece % L::kChunks;
+      const uint4 raw = *reinterpret_cast<const uint4*>(shared + offset + piece * 16);
+      const uint32_t quads[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        uint4 out;
-        out.x = fp8x2_to_word<T>(words[2 * j] & 0xffff);
-        out.y = fp8x2_to_word<T>(words[2 * j] >> 16);
-        out.z = fp8x2_to_word<T>(words[2 * j + 1] & 0xffff);
-        out.w = fp8x2_to_word<T>(words[2 * j + 1] >> 16);
-        *reinterpret_cast<uint4*>(wide + swizzled<kDim / 8>(r, 2 * c + j)) = out;
+        const uint2 low = fp8x4_to_words<T>(quads[2 * j]);
+        const uint2 high = fp8x4_to_words<T>(quads[2 * j + 1]);
+        *reinterpret_cast<uint4*>(wide + swizzled<kDim / 8>(r, 2 * c + j)) =
+            make_uint4(low.x, low.y, high.x, high.y);
       }
     }
     __syncwarp();
@@ -214,30 +286,26 @@ struct Warp {
     }
   }
 
-  __device__ void run() {
-    const int tiles = num_tiles();
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) {
-      if (i < tiles) load_tile(i);
-      copy_async_commit();
-    }
+  // Works through the item's tiles; the loader runs on ahead.
+  template <typename LoaderT>
+  __device__ void run(LoaderT& loader) {
     load_queries();
     m[0] = m[1] = kMaskedScore;
     l[0] = l[1] = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
+    const int tiles = item.num_tiles(warp);
     for (int tile = 0; tile < tiles; ++tile) {
       copy_async_wait<kStages - 2>();
       __syncwarp();
-      if (tile + kStages - 1 < tiles) load_tile(tile + kStages - 1);
-      copy_async_commit();
+      loader.issue();
       float s[4];
-      scores(half_tile(tile, false), first_key(tile), s);
+      scores(half_tile(false), item.first_key(tile, warp), s);
       softmax_step(s);
-      accumulate(half_tile(tile, true), s);
+      accumulate(half_tile(true), s);
       __syncwarp();
+      slot = slot + 1 == kStages ? 0 : slot + 1;
     }
-    copy_async_wait<0>();
 #pragma unroll
     for (int offset = 4; offset < kWarpSize; offset *= 2) {
       l[0] += __shfl_xor_sync(kFullMask, l[0], offset);
@@ -291,7 +359,7 @@ __device__ void write_out(const Args& args, const Item& item, int head, int d,
                           const Merged& merged) {
   using T = std::remove_cvref_t<decltype(*args.out)>;
   const float norm = __fdividef(1.0f, merged.stats.y);
-  const int64_t row = args.query_start_loc[item.unit.seq];
+  const int64_t row = item.unit.row;
   T* out = args.out + (row * args.num_q_heads + item.first_head + head) * args.head_dim + d;
   *reinterpret_cast<uint2*>(out) =
       make_uint2(pack2<T>(merged.value.x * norm, merged.value.y * norm),
@@ -342,8 +410,8 @@ __device__ void finish_item(const Args& args, const Item& item, int chunk_size, 
     if (whole) {
       write_out(args, item, head, d, {sum, make_float2(maximum, weight_sum)});
     } else {
-      const int64_t slot = first + static_cast<int64_t>(item.unit.chunk) * args.num_q_heads +
-                           item.first_head + head;
+      const int64_t slot =
+          first + static_cast<int64_t>(item.unit.chunk) * args.num_q_heads + item.first_head + head;
       *reinterpret_cast<float4*>(args.partial_out + slot * args.head_dim + d) = sum;
       if (d == 0) args.partial_stats[slot] = make_float2(maximum, weight_sum);
     }
@@ -368,24 +436,27 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   extern __shared__ __align__(128) char shared[];
   allow_next_kernel();
   wait_for_previous_kernel();
-  const AttentionPlanHeader header = *args.plan.header;
-  const int head_tiles = (args.group + kDecodeHeadTile - 1) / kDecodeHeadTile;
-  const int num_items = header.num_units * args.num_kv_heads * head_tiles;
+  const int lane = threadIdx.x % kWarpSize;
   const int warp = threadIdx.x / kWarpSize;
-  float* rows = reinterpret_cast<float*>(shared);
-  float2* stats = reinterpret_cast<float2*>(rows + kWarps * kDecodeHeadTile * kDim);
-  for (int index = blockIdx.x; index < num_items; index += gridDim.x) {
-    const Item item = find_item(args, index, header.chunk_size);
-    Warp<T, KV, kDim> state{.args = args,
-                            .item = item,
-                            .shared = shared + warp * L::kWarpBytes,
-                            .lane = static_cast<int>(threadIdx.x) % kWarpSize,
-                            .warp = warp};
-    state.run();
-    __syncthreads();
+  char* mine = shared + warp * L::kWarpBytes;
+  const Items<PagedAttentionArgs<T, KV>> items(args);
+  Loader<T, KV, kDim> loader{
+      .items = items, .shared = shared_address(mine), .lane = lane, .warp = warp};
+  loader.start();
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) loader.issue();
+
+  auto* rows = reinterpret_cast<float*>(shared + L::kRowsAt);
+  auto* stats = reinterpret_cast<float2*>(shared + L::kStatsAt);
+  Warp<T, KV, kDim> state{.args = args, .shared = mine, .lane = lane, .warp = warp};
+  DecodeUnit unit = items.unit(blockIdx.x);
+  for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
+    state.item = items.make(index, unit);
+    unit = items.unit(index + gridDim.x);
+    state.run(loader);
     state.publish(rows, stats);
     __syncthreads();
-    finish_item<kDim>(args, item, header.chunk_size, rows, stats);
+    finish_item<kDim>(args, state.item, items.chunk_size, rows, stats);
     __syncthreads();
   }
 }
@@ -393,8 +464,9 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
 template <typename T, typename KV, int kDim>
 void launch_decode(const PagedAttentionArgs<T, KV>& args, const DecodeGrid& grid) {
   using L = Layout<T, KV, kDim>;
-  constexpr int kSharedPerSm = 227 << 10;
-  const int blocks_per_sm = std::min(8, kSharedPerSm / (L::kSharedBytes + 1024));
+  constexpr int kSharedPerSm = 228 << 10;
+  constexpr int kReservedPerBlock = 1024;
+  const int blocks_per_sm = std::min(8, kSharedPerSm / (L::kSharedBytes + kReservedPerBlock));
   const int blocks = std::min(grid.max_items, grid.num_sms * blocks_per_sm);
   launch(decode_kernel<T, KV, kDim>,
          {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = L::kSharedBytes},

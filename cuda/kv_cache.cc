@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "base/check.h"
 #include "base/errors.h"
@@ -10,8 +11,8 @@ namespace octavo::cuda {
 namespace {
 
 int64_t layer_half_bytes(const KVCacheSpec& spec) {
-  return spec.num_blocks * dtype_bytes(spec.dtype,
-                                       spec.num_kv_heads * spec.block_size * spec.head_dim);
+  return spec.num_blocks *
+         dtype_bytes(spec.dtype, spec.num_kv_heads * spec.block_size * spec.head_dim);
 }
 
 void validate(const KVCacheSpec& spec) {
@@ -52,8 +53,10 @@ KVLayer CudaKVCache::layer(int64_t index) const {
 void CudaKVCache::encode_tensor_map() {
   constexpr cuuint32_t kBoxColumns = 64;  // 128 bytes: the span of the swizzle
   constexpr cuuint32_t kMaxBoxRows = 128;
+  const int64_t rows = 2 * spec_.num_layers * rows_per_half();
   const bool fits = dtype_info(spec_.dtype).block_bytes == 2 && spec_.head_dim % kBoxColumns == 0 &&
-                    std::has_single_bit(static_cast<uint64_t>(spec_.block_size));
+                    std::has_single_bit(static_cast<uint64_t>(spec_.block_size)) &&
+                    rows <= std::numeric_limits<int32_t>::max();
   if (!fits) return;
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found{};
@@ -62,24 +65,19 @@ void CudaKVCache::encode_tensor_map() {
   if (entry == nullptr || found != cudaDriverEntryPointSuccess) return;
   const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
 
-  const cuuint64_t dims[5] = {static_cast<cuuint64_t>(spec_.head_dim),
-                              static_cast<cuuint64_t>(spec_.block_size),
-                              static_cast<cuuint64_t>(spec_.num_kv_heads),
-                              static_cast<cuuint64_t>(spec_.num_blocks),
-                              static_cast<cuuint64_t>(2 * spec_.num_layers)};
-  cuuint64_t strides[4];  // bytes, of dimensions 1 to 4
-  strides[0] = dims[0] * 2;
-  for (int i = 1; i < 4; ++i) strides[i] = strides[i - 1] * dims[i];
-  const cuuint32_t rows = std::min<cuuint32_t>(static_cast<cuuint32_t>(dims[1]), kMaxBoxRows);
-  const cuuint32_t box[5] = {kBoxColumns, rows, 1, 1, 1};
-  const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(spec_.head_dim),
+                              static_cast<cuuint64_t>(rows)};
+  const cuuint64_t row_bytes = dims[0] * 2;
+  const cuuint32_t box[2] = {
+      kBoxColumns, std::min<cuuint32_t>(static_cast<cuuint32_t>(spec_.block_size), kMaxBoxRows)};
+  const cuuint32_t element_strides[2] = {1, 1};
   const CUtensorMapDataType type = spec_.dtype == DType::kBFloat16
                                        ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  has_tensor_map_ = encode(&tensor_map_, type, 5, memory_.data(), dims, strides, box,
-                           element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                           CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  has_tensor_map_ =
+      encode(&tensor_map_, type, 2, memory_.data(), dims, &row_bytes, box, element_strides,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace octavo::cuda

@@ -30,10 +30,13 @@ class CudaKVCache : public KVCache {
   const KVCacheSpec& spec() const override { return spec_; }
   KVLayer layer(int64_t index) const;
 
-  // For the bulk copy engine: dimensions (head_dim, block_size, num_kv_heads, num_blocks,
-  // 2 * num_layers), box (64, min(block_size, 128), 1, 1, 1), 128-byte swizzle. Null where the
-  // layout has none: 8-bit elements, or a block size that is not a power of two.
+  // For the bulk copy engine: the whole cache as a matrix of head_dim columns, a row a token of a
+  // head; box (64, min(block_size, 128)), 128-byte swizzle. Row of a token:
+  // (2 * layer + is_value) * rows_per_half() + (block * num_kv_heads + kv_head) * block_size +
+  // offset. Null where the layout has none: 8-bit elements, or a block size that is not a power of
+  // two.
   const CUtensorMap* tensor_map() const { return has_tensor_map_ ? &tensor_map_ : nullptr; }
+  int64_t rows_per_half() const { return spec_.num_blocks * spec_.num_kv_heads * spec_.block_size; }
 
  private:
   void encode_tensor_map();

@@ -4,10 +4,9 @@
 // memory; queries, scores and the output stay in registers. With few tiles and long contexts the
 // keys are split among blocks (grid z) and a second kernel combines.
 // Bound: arithmetic, 4 * head_dim * num_q_heads operations for each visible (query, key) pair.
-#include "cuda/prefill_attention.h"
-
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/prefill_attention.h"
 
 namespace octavo::cuda {
 namespace {
@@ -56,8 +55,7 @@ __device__ Tile find_tile(const Args& args, int num_splits) {
       min((tile.row_begin + kPrefillRows - 1) / args.group, tile.num_queries - 1);
   const int end = first_position + last_query + 1;
   const int first_query = tile.row_begin / args.group;
-  const int visible =
-      args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
+  const int visible = args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
   const int first_key_tile = visible / kKeys;
   const int key_tiles = (end + kKeys - 1) / kKeys - first_key_tile;
   const int per_split = (key_tiles + num_splits - 1) / num_splits;
@@ -154,14 +152,13 @@ struct Block {
   __device__ void store_wide(char* target, int r, int d, const fp8* source, bool valid) {
     uint4 raw = make_uint4(0, 0, 0, 0);
     if (valid) raw = *reinterpret_cast<const uint4*>(source);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    const uint32_t quads[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const uint4 out = make_uint4(fp8x2_to_word<T>(words[2 * j] & 0xffff),
-                                   fp8x2_to_word<T>(words[2 * j] >> 16),
-                                   fp8x2_to_word<T>(words[2 * j + 1] & 0xffff),
-                                   fp8x2_to_word<T>(words[2 * j + 1] >> 16));
-      *reinterpret_cast<uint4*>(target + swizzled<L::kChunks>(r, d / 8 + j)) = out;
+      const uint2 low = fp8x4_to_words<T>(quads[2 * j]);
+      const uint2 high = fp8x4_to_words<T>(quads[2 * j + 1]);
+      *reinterpret_cast<uint4*>(target + swizzled<L::kChunks>(r, d / 8 + j)) =
+          make_uint4(low.x, low.y, high.x, high.y);
     }
   }
 
@@ -362,15 +359,16 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < num_splits; ++i) {
         const int64_t row = first + i * kPrefillRows;
         const float2 stats = args.partial_stats[row];
-        const float2 v = *reinterpret_cast<const float2*>(args.partial_out + row * args.head_dim + d);
+        const float2 v =
+            *reinterpret_cast<const float2*>(args.partial_out + row * args.head_dim + d);
         const float weight = exp2_fast(stats.x - maximum);
         weight_sum += weight * stats.y;
         sum.x += weight * v.x;
         sum.y += weight * v.y;
       }
       const float norm = __fdividef(1.0f, weight_sum);
-      T* out = args.out +
-               (static_cast<int64_t>(first_token + query) * args.num_q_heads + head) * args.head_dim;
+      T* out = args.out + (static_cast<int64_t>(first_token + query) * args.num_q_heads + head) *
+                              args.head_dim;
       *reinterpret_cast<uint32_t*>(out + d) = pack2<T>(sum.x * norm, sum.y * norm);
     }
   }

@@ -1,21 +1,22 @@
 // Flash attention for sm_90a. One warp of the first warpgroup feeds a ring of key and value tiles
-// through the bulk tensor copy engine, one box a cache block; two consumer warpgroups take 64 packed
-// (token, head) rows each. S = Q K^T of the next tile is issued before O += P V of this one, so the
-// tensor cores work while the exponentials of a tile are computed.
-// Shared memory, 128-byte swizzled: Q [2 warpgroups][head_dim / 64][64 rows][64], and per stage K
-// and V [head_dim / 64][128 keys][64].
-// Bound: arithmetic, 4 * head_dim * num_q_heads operations for each visible (query, key) pair.
-#include "cuda/prefill_attention_sm90.h"
-
+// through the bulk tensor copy engine, one box a cache block; two consumer warpgroups take 64
+// packed (token, head) rows each. S = Q K^T of the next tile is issued before O += P V of this one,
+// so the tensor cores work while the exponentials of a tile are computed. Shared memory, 128-byte
+// swizzled: Q [2 warpgroups][head_dim / 64][64 rows][64], and per stage K and V [head_dim / 64][128
+// keys][64]. Bound: arithmetic, 4 * head_dim * num_q_heads operations for each visible (query, key)
+// pair.
+#include "cuda/common/barrier.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/wgmma.cuh"
+#include "cuda/prefill_attention_sm90.h"
 
 namespace octavo::cuda {
 namespace {
 
 constexpr int kGroupThreads = 128;  // of a warpgroup
 constexpr int kConsumers = 2;
+constexpr int kConsumerWarps = kConsumers * kGroupThreads / kWarpSize;
 constexpr int kThreads = kGroupThreads * (1 + kConsumers);
 constexpr int kGroupRows = 64;
 constexpr int kKeys = 128;  // of a stage
@@ -47,8 +48,8 @@ struct Barriers {
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(keys_full(stage), 1);
       barrier_init(values_full(stage), 1);
-      barrier_init(keys_empty(stage), kConsumers);
-      barrier_init(values_empty(stage), kConsumers);
+      barrier_init(keys_empty(stage), kConsumerWarps);
+      barrier_init(values_empty(stage), kConsumerWarps);
     }
     barrier_init(tail(), 1);
     barrier_init_fence();
@@ -80,14 +81,14 @@ __device__ Tile find_tile(const Args& args) {
   const int first_query = tile.row_begin / args.group;
   const int last_query =
       min((tile.row_begin + kPrefillRowsSm90 - 1) / args.group, tile.num_queries - 1);
-  const int visible =
-      args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
+  const int visible = args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
   tile.first_key_tile = visible / kKeys;
   tile.num_key_tiles = (first_position + last_query + kKeys) / kKeys - tile.first_key_tile;
   return tile;
 }
 
-// One warp: copies key and value tiles into the ring.
+// One warp: copies key and value tiles into the ring. Each lane owns a box of the tile, 64 columns
+// of the keys of one cache block, and looks its block up one tile ahead.
 template <typename T, int kDim>
 struct Producer {
   using L = Layout<kDim>;
@@ -97,42 +98,41 @@ struct Producer {
   const CUtensorMap* map;
   Barriers barriers;
   uint32_t shared;
-  int layer;
+  int first_row;  // of the layer's keys in the tensor map
+  int rows_per_half;
   int lane;
 
-  // Copies the boxes of keys [key, key + kKeys) that hold tokens; `which` is 0 for keys, 1 for
-  // values. The barrier has already been told the bytes.
-  __device__ void copy_tile(uint32_t target, uint32_t barrier, int key, int which) {
-    const int box_rows = min(args.block_size, kKeys);
-    const int boxes = num_boxes(key);
-    for (int i = lane; i < boxes * L::kSpans; i += kWarpSize) {
-      const int box = i / L::kSpans;
-      const int span = i % L::kSpans;
-      const int at = key + box * box_rows;
-      const int block =
-          args.block_tables[tile.seq * args.block_table_stride + at / args.block_size];
-      copy_tensor_box(target + span * kKeys * kSpanBytes + box * box_rows * kSpanBytes, map, barrier,
-                      {span * 64, at % args.block_size, tile.kv_head, block, 2 * layer + which});
-    }
-  }
+  __device__ int box_rows() const { return min(args.block_size, kKeys); }
   __device__ int num_boxes(int key) const {
-    const int box_rows = min(args.block_size, kKeys);
-    return (min(kKeys, tile.seq_len - key) + box_rows - 1) / box_rows;
+    return (min(kKeys, tile.seq_len - key) + box_rows() - 1) / box_rows();
   }
-  __device__ int tile_bytes(int key) const {
-    return num_boxes(key) * min(args.block_size, kKeys) * L::kSpans * kSpanBytes;
+  __device__ bool owns_box(int key) const { return lane / L::kSpans < num_boxes(key); }
+
+  // Row of the lane's box of keys in the tensor map.
+  __device__ int find_row(int key) const {
+    const int at = key + lane / L::kSpans * box_rows();
+    if (at >= tile.seq_len) return 0;
+    const int index = at / args.block_size;
+    const int block = args.block_tables[tile.seq * args.block_table_stride + index];
+    return first_row + (block * args.num_kv_heads + tile.kv_head) * args.block_size +
+           (at - index * args.block_size);
   }
 
-  __device__ void copy(uint32_t target, uint32_t barrier, int key, int which) {
-    if (lane == 0) barrier_expect(barrier, tile_bytes(key));
+  __device__ void copy(uint32_t target, uint32_t barrier, int key, int row) const {
+    if (lane == 0) {
+      barrier_expect(barrier, num_boxes(key) * box_rows() * L::kSpans * kSpanBytes);
+    }
     __syncwarp();
-    copy_tile(target, barrier, key, which);
+    if (!owns_box(key)) return;
+    const int span = lane % L::kSpans;
+    const int offset = (span * kKeys + lane / L::kSpans * box_rows()) * kSpanBytes;
+    copy_box(target + offset, map, barrier, span * 64, row);
   }
 
   // The tile with the sequence's last token: what its blocks hold beyond must not reach the
   // product as a NaN, so it is cleared before the consumers may look.
-  __device__ void copy_last_values(uint32_t target, uint32_t full, int key) {
-    copy(target, barriers.tail(), key, 1);
+  __device__ void copy_last_values(uint32_t target, uint32_t full, int key, int row) const {
+    copy(target, barriers.tail(), key, row);
     barrier_wait(barriers.tail(), 0);
     const int first = tile.seq_len - key;
     constexpr int kPieces = kSpanBytes / 16;
@@ -148,19 +148,22 @@ struct Producer {
     if (lane == 0) barrier_arrive(full);
   }
 
-  __device__ void run() {
-    for (int i = 0; i < tile.num_key_tiles; ++i) {
+  __device__ void run() const {
+    int key = tile.first_key_tile * kKeys;
+    int next_row = find_row(key);
+    for (int i = 0; i < tile.num_key_tiles; ++i, key += kKeys) {
       const int stage = i % kStages;
       const int free_parity = (i / kStages + 1) % 2;
-      const int key = (tile.first_key_tile + i) * kKeys;
+      const int row = next_row;
+      next_row = find_row(key + kKeys);
       barrier_wait(barriers.keys_empty(stage), free_parity);
-      copy(shared + L::kKeysAt + stage * L::kTileBytes, barriers.keys_full(stage), key, 0);
+      copy(shared + L::kKeysAt + stage * L::kTileBytes, barriers.keys_full(stage), key, row);
       barrier_wait(barriers.values_empty(stage), free_parity);
       const uint32_t values = shared + L::kValuesAt + stage * L::kTileBytes;
       if (key + kKeys > tile.seq_len) {
-        copy_last_values(values, barriers.values_full(stage), key);
+        copy_last_values(values, barriers.values_full(stage), key, row + rows_per_half);
       } else {
-        copy(values, barriers.values_full(stage), key, 1);
+        copy(values, barriers.values_full(stage), key, row + rows_per_half);
       }
     }
   }
@@ -302,8 +305,13 @@ struct Consumer {
     }
   }
 
+  // The warpgroups take turns: while one has its products in the tensor cores, the other computes
+  // exponentials. Group 0 begins.
+  __device__ void take_turn() const { named_barrier(3 + group, 2 * kGroupThreads); }
+  __device__ void pass_turn() const { named_barrier_arrive(4 - group, 2 * kGroupThreads); }
+
   __device__ void release(uint32_t barrier) {
-    if (thread == 0) barrier_arrive(barrier);
+    if (thread % kWarpSize == 0) barrier_arrive(barrier);
   }
 
   __device__ void start() {
@@ -324,8 +332,11 @@ struct Consumer {
 
   __device__ void run() {
     start();
+    if (group == 1) pass_turn();
     barrier_wait(barriers.keys_full(0), 0);
+    take_turn();
     issue_scores(0);
+    pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
     release(barriers.keys_empty(0));
@@ -336,9 +347,11 @@ struct Consumer {
       const int stage = i % kStages;
       const int before = (i - 1) % kStages;
       barrier_wait(barriers.keys_full(stage), i / kStages % 2);
+      take_turn();
       issue_scores(stage);
       barrier_wait(barriers.values_full(before), (i - 1) / kStages % 2);
       issue_values(before);
+      pass_turn();
       wgmma_wait<1>();
       pin_registers(s);
       release(barriers.keys_empty(stage));
@@ -379,7 +392,7 @@ struct Consumer {
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_kernel(const PagedAttentionArgs<T, T> args, const __grid_constant__ CUtensorMap map,
-                   int layer) {
+                   int rows_per_half, int layer) {
   using L = Layout<kDim>;
   extern __shared__ char raw[];
   const uint32_t shared = (shared_address(raw) + kAtomBytes - 1) / kAtomBytes * kAtomBytes;
@@ -391,13 +404,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Tile tile = find_tile(args);
   const int warpgroup = threadIdx.x / kGroupThreads;
   if (warpgroup == 0) {
-    give_registers<40>();
+    give_registers<24>();
     if (threadIdx.x < kWarpSize) {
-      Producer<T, kDim>{args, tile, &map, barriers, shared, layer, static_cast<int>(threadIdx.x)}
+      Producer<T, kDim>{.args = args,
+                        .tile = tile,
+                        .map = &map,
+                        .barriers = barriers,
+                        .shared = shared,
+                        .first_row = 2 * layer * rows_per_half,
+                        .rows_per_half = rows_per_half,
+                        .lane = static_cast<int>(threadIdx.x)}
           .run();
     }
   } else {
-    take_registers<232>();
+    take_registers<240>();
     Consumer<T, kDim> consumer{.args = args,
                                .tile = tile,
                                .barriers = barriers,
@@ -416,7 +436,7 @@ void launch_prefill(const PagedAttentionArgs<T, T>& args, const PrefillGridSm90&
          {.grid = dim3(args.num_kv_heads, grid.num_tiles),
           .block = dim3(kThreads),
           .shared_bytes = Layout<kDim>::kSharedBytes},
-         grid.stream, args, *grid.tensor_map, grid.layer);
+         grid.stream, args, *grid.tensor_map, grid.rows_per_half, grid.layer);
 }
 
 }  // namespace
@@ -432,9 +452,7 @@ void prefill_attention_sm90(const PagedAttentionArgs<T, T>& args, const PrefillG
   }
 }
 
-template void prefill_attention_sm90(const PagedAttentionArgs<bf16, bf16>&,
-                                     const PrefillGridSm90&);
-template void prefill_attention_sm90(const PagedAttentionArgs<fp16, fp16>&,
-                                     const PrefillGridSm90&);
+template void prefill_attention_sm90(const PagedAttentionArgs<bf16, bf16>&, const PrefillGridSm90&);
+template void prefill_attention_sm90(const PagedAttentionArgs<fp16, fp16>&, const PrefillGridSm90&);
 
 }  // namespace octavo::cuda

@@ -129,8 +129,7 @@ void rope_and_cache(const DeviceContext& context, TensorView qkv, const RopeTabl
   check(rope.rotary_dim % 4 == 0 && rope.rotary_dim <= params.head_dim, "rope: rotary_dim");
   const int64_t items = qkv.rows() * num_heads * (params.head_dim / 4);
   if (items == 0) return;
-  const LaunchShape shape{.grid = dim3((items + kThreads - 1) / kThreads),
-                          .block = dim3(kThreads)};
+  const LaunchShape shape{.grid = dim3((items + kThreads - 1) / kThreads), .block = dim3(kThreads)};
   dispatch_half(qkv.dtype, [&]<typename T>(T) {
     const auto run = [&]<typename KV>(KV) {
       const RopeArgs<T, KV> args{qkv.as<T>(),

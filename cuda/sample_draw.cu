@@ -267,7 +267,8 @@ __device__ int draw_sorted(const Row& row, const SampleRowParams& params, float 
   }
   if (params.top_p < 1.0f) {
     const float mass = params.top_p * total;
-    const int below = prefix_length(count, [&](int i) { return cumulative[i] < mass; }, shared);
+    const int below = prefix_length(
+        count, [&](int i) { return cumulative[i] < mass; }, shared);
     if (below == count && !has_top_k && count < row.vocab) return -1;
     count = min(count, below + 1);
   }
@@ -277,7 +278,8 @@ __device__ int draw_sorted(const Row& row, const SampleRowParams& params, float 
       shared);
   count = max(1, min(count, kept));
   const float target = u * cumulative[count - 1];
-  const int at = prefix_length(count, [&](int i) { return cumulative[i] < target; }, shared);
+  const int at = prefix_length(
+      count, [&](int i) { return cumulative[i] < target; }, shared);
   return candidate_id(shared.candidates[min(at, count - 1)]);
 }
 
@@ -439,7 +441,8 @@ __device__ int count_before(const Row& row, float logit, int token, Shared& shar
 // Leaves the k first logits in order among the sorted candidates.
 __device__ void sort_top(const Row& row, int k, Shared& shared) {
   const uint32_t bound = candidate_bound(row, k, shared);
-  if (!collect(row, bound, [&](float v, int) { return ordered_key(v) >= bound; }, shared)) {
+  if (!collect(
+          row, bound, [&](float v, int) { return ordered_key(v) >= bound; }, shared)) {
     const Cut cut = find_cut<true>(row, static_cast<float>(k), shared);
     const int last = nth_with_key(row, cut.key, k - static_cast<int>(cut.above) - 1, shared);
     const auto keep = [&](float v, int id) {

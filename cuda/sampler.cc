@@ -98,13 +98,12 @@ void Sampler::pack_rules(const ScheduledSequence& sequence, int64_t vocab,
     pack_mask(sequence, vocab, params);
   }
   if (has_penalties(sampling)) pack_counts(sequence, vocab, params);
-  params.has_rules = params.num_biases + params.num_bans + params.mask_words > 0 ||
-                     params.counts != nullptr;
+  params.has_rules =
+      params.num_biases + params.num_bans + params.mask_words > 0 || params.counts != nullptr;
 }
 
 // What both the allowed ids and the bitmask allow.
-void Sampler::pack_mask(const ScheduledSequence& sequence, int64_t vocab,
-                        SampleRowParams& params) {
+void Sampler::pack_mask(const ScheduledSequence& sequence, int64_t vocab, SampleRowParams& params) {
   constexpr int32_t kBits = 32;
   const std::vector<int32_t>& allowed = sequence.sampling->allowed_token_ids;
   params.mask_at = static_cast<int32_t>(lists_.size());
@@ -135,8 +134,8 @@ void Sampler::pack_counts(const ScheduledSequence& sequence, int64_t vocab,
                           slot.num_counted == num_tokens && slot.vocab == vocab;
   if (!is_current) {
     if (slot.vocab != vocab) slot.counts = DeviceMemory(vocab * sizeof(int32_t));
-    rebuilds_.push_back({slot.counts.as<int32_t>(), std::ssize(lists_), num_tokens,
-                         sequence.num_prompt_tokens});
+    rebuilds_.push_back(
+        {slot.counts.as<int32_t>(), std::ssize(lists_), num_tokens, sequence.num_prompt_tokens});
     lists_.insert(lists_.end(), sequence.token_ids.begin(), sequence.token_ids.end());
   }
   slot.sampling = &sampling;
@@ -164,8 +163,8 @@ void Sampler::launch(const DeviceContext& context, TensorView logits) {
   const size_t params_bytes = params_.size() * sizeof(SampleRowParams);
   std::memcpy(host_input_.as(), params_.data(), params_bytes);
   std::memcpy(host_input_.as() + params_bytes, lists_.data(), lists_.size() * sizeof(int32_t));
-  check_cuda(cudaMemcpyAsync(input_.data(), host_input_.as(), input_bytes(),
-                             cudaMemcpyHostToDevice, context.stream));
+  check_cuda(cudaMemcpyAsync(input_.data(), host_input_.as(), input_bytes(), cudaMemcpyHostToDevice,
+                             context.stream));
   SampleArrays arrays;
   arrays.logits = logits.as<float>();
   arrays.stride = logits.row_stride;
@@ -180,10 +179,10 @@ void Sampler::launch(const DeviceContext& context, TensorView logits) {
   arrays.tokens = output_.as<SampledToken>();
   arrays.entries = reinterpret_cast<LogprobEntry*>(arrays.tokens + arrays.num_rows);
   for (const Rebuild& rebuild : rebuilds_) {
-    count_history({rebuild.counts, arrays.lists + rebuild.history_at,
-                   static_cast<int>(rebuild.num_tokens),
-                   static_cast<int>(rebuild.num_prompt_tokens), arrays.vocab},
-                  context.stream);
+    count_history(
+        {rebuild.counts, arrays.lists + rebuild.history_at, static_cast<int>(rebuild.num_tokens),
+         static_cast<int>(rebuild.num_prompt_tokens), arrays.vocab},
+        context.stream);
   }
   sample_statistics(arrays, context.stream);
   sample_draw(arrays, context.stream);

@@ -20,7 +20,7 @@ inline int num_runs(int vocab) { return (vocab + kRunLength - 1) / kRunLength; }
 struct SampleRowParams {
   uint64_t seed = 0;
   uint64_t position = 0;
-  int32_t* counts = nullptr;  // [vocab], see kPromptFlag; null without penalties
+  int32_t* counts = nullptr;         // [vocab], see kPromptFlag; null without penalties
   float inverse_temperature = 0.0f;  // 0: greedy
   float top_p = 1.0f;
   float min_p = 0.0f;
@@ -59,10 +59,10 @@ struct SampleArrays {
   int num_raw_rows = 0;
   const SampleRowParams* rows = nullptr;  // [num_rows]
   const int32_t* lists = nullptr;
-  float* copies = nullptr;              // [rows that need one, vocab]
-  float2* runs = nullptr;               // [num_rows, num_runs]: maximum, sum of exponentials
-  float2* raw_runs = nullptr;           // [num_raw_rows, num_runs], at temperature 1
-  SampledToken* tokens = nullptr;       // [num_rows]
+  float* copies = nullptr;         // [rows that need one, vocab]
+  float2* runs = nullptr;          // [num_rows, num_runs]: maximum, sum of exponentials
+  float2* raw_runs = nullptr;      // [num_raw_rows, num_runs], at temperature 1
+  SampledToken* tokens = nullptr;  // [num_rows]
   LogprobEntry* entries = nullptr;
 };
 

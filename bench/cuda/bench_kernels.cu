@@ -52,8 +52,8 @@ void bench_copy(const Device& device) {
   const int64_t bytes = int64_t{4} << 30;
   const DeviceMemory a(bytes), b(bytes);
   const double us = time_us(device.stream.get(), 2, [&](int) {
-    check_cuda(cudaMemcpyAsync(b.data(), a.data(), bytes, cudaMemcpyDeviceToDevice,
-                               device.stream.get()));
+    check_cuda(
+        cudaMemcpyAsync(b.data(), a.data(), bytes, cudaMemcpyDeviceToDevice, device.stream.get()));
   });
   print_row("cudaMemcpy", "4 GiB", us, {2.0 * static_cast<double>(bytes), 0});
 }
@@ -128,20 +128,31 @@ void bench_elementwise(const Device& device) {
     const DeviceMemory gate_up = random_halves(t * 2 * kIntermediate);
     const DeviceMemory gated = random_halves(t * kIntermediate);
     const std::string rows = std::to_string(t) + " rows";
-    const auto bytes = [&](double elements) { return Work{2.0 * static_cast<double>(t) * elements, 0}; };
+    const auto bytes = [&](double elements) {
+      return Work{2.0 * static_cast<double>(t) * elements, 0};
+    };
     const int calls = 20;
-    print_row("rms_norm", rows, time_us(context.stream, calls, [&](int) {
-                rms_norm(context, view(a, t, kHidden), weight.as<float>(), 1e-5f,
-                         view(b, t, kHidden));
-              }), bytes(2.0 * kHidden));
-    print_row("add_rms_norm", rows, time_us(context.stream, calls, [&](int) {
-                add_rms_norm(context, view(a, t, kHidden), view(b, t, kHidden),
-                             weight.as<float>(), 1e-5f, view(c, t, kHidden));
-              }), bytes(4.0 * kHidden));
-    print_row("silu_mul", rows, time_us(context.stream, calls, [&](int) {
-                silu_mul(context, view(gate_up, t, 2 * kIntermediate),
-                         view(gated, t, kIntermediate));
-              }), bytes(3.0 * kIntermediate));
+    print_row("rms_norm", rows,
+              time_us(context.stream, calls,
+                      [&](int) {
+                        rms_norm(context, view(a, t, kHidden), weight.as<float>(), 1e-5f,
+                                 view(b, t, kHidden));
+                      }),
+              bytes(2.0 * kHidden));
+    print_row("add_rms_norm", rows,
+              time_us(context.stream, calls,
+                      [&](int) {
+                        add_rms_norm(context, view(a, t, kHidden), view(b, t, kHidden),
+                                     weight.as<float>(), 1e-5f, view(c, t, kHidden));
+                      }),
+              bytes(4.0 * kHidden));
+    print_row("silu_mul", rows,
+              time_us(context.stream, calls,
+                      [&](int) {
+                        silu_mul(context, view(gate_up, t, 2 * kIntermediate),
+                                 view(gated, t, kIntermediate));
+                      }),
+              bytes(3.0 * kIntermediate));
   }
 }
 
@@ -207,7 +218,8 @@ struct AttentionBatch {
   int64_t num_seqs, num_queries, num_tokens, stride;
   std::vector<int32_t> starts, lengths;
   std::unique_ptr<CudaKVCache> cache;
-  DeviceMemory device_starts, device_lengths, device_table, device_positions, device_slots, qkv, out;
+  DeviceMemory device_starts, device_lengths, device_table, device_positions, device_slots, qkv,
+      out;
 };
 
 AttentionParams llama_params() {
@@ -251,8 +263,8 @@ void bench_decode_attention(const Device& device) {
   const AttentionBatch batch(device, 256, 1, 512, kType, 16);
   const RopeTable rope{batch.qkv.as<float>(), batch.qkv.as<float>(), 8, false};
   const double us = time_us(device.stream.get(), 20, [&](int) {
-    rope_and_cache(device.context, view(batch.qkv, 256, kQkv), rope, batch.inputs(),
-                   llama_params(), batch.cache->layer(0));
+    rope_and_cache(device.context, view(batch.qkv, 256, kQkv), rope, batch.inputs(), llama_params(),
+                   batch.cache->layer(0));
   });
   print_row("rope_and_cache", "256 tokens", us, {256.0 * kQkv * 4, 0});
 }

@@ -62,7 +62,8 @@ class Step {
     metadata_ = DeviceMemory(int64_t{4} << 20);
   }
 
-  // `seqs` sequences of `length` tokens whose last `queries` are computed. Returns the bytes copied.
+  // `seqs` sequences of `length` tokens whose last `queries` are computed. Returns the bytes
+  // copied.
   int64_t prepare(int64_t seqs, int64_t queries, int64_t length) {
     const int64_t tokens = seqs * queries, stride = (length + kBlock - 1) / kBlock;
     std::vector<int64_t> slots;
@@ -187,9 +188,11 @@ double wall_us(Backend& backend, F&& f) {
 }
 
 void bench_decode(Backend& backend, Step& step, const Geometry& g) {
-  std::printf("\n### %s decode, ctx 256 (then 1024): ms\n\n"
-              "| batch | graph | eager | graph + greedy | host time to launch us | bytes floor | "
-              "ctx 1024 graph |\n|---|---|---|---|---|---|---|\n", g.name);
+  std::printf(
+      "\n### %s decode, ctx 256 (then 1024): ms\n\n"
+      "| batch | graph | eager | graph + greedy | host time to launch us | bytes floor | "
+      "ctx 1024 graph |\n|---|---|---|---|---|---|---|\n",
+      g.name);
   for (const int64_t batch : {1, 8, 16, 32, 64, 128, 256}) {
     step.prepare(batch, 1, 256);
     step.forward();
@@ -233,7 +236,8 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g) {
 }
 
 void bench_prefill(Backend& backend, Step& step, const Geometry& g) {
-  std::printf("\n### %s prefill\n\n| tokens | ms | TFLOP/s of the linears |\n|---|---|---|\n", g.name);
+  std::printf("\n### %s prefill\n\n| tokens | ms | TFLOP/s of the linears |\n|---|---|---|\n",
+              g.name);
   for (const int64_t tokens : {128, 512, 2048, 8192}) {
     step.prepare(1, tokens, tokens);
     step.forward();

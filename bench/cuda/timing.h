@@ -74,8 +74,10 @@ inline void print_row(const std::string& op, const std::string& shape, double us
 }
 
 inline void print_header(const char* title) {
-  std::printf("\n### %s\n\n| op | shape | us | GB/s | TFLOP/s | share of roof |\n"
-              "|---|---|---|---|---|---|\n", title);
+  std::printf(
+      "\n### %s\n\n| op | shape | us | GB/s | TFLOP/s | share of roof |\n"
+      "|---|---|---|---|---|---|\n",
+      title);
 }
 
 }  // namespace octavo::cuda::bench

@@ -26,6 +26,9 @@ struct BackendOptions {
                                           // backend keeps quantised are not affected
   int32_t num_threads = 0;                // CPU; 0 = the cores this process may run on
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
+  bool keep_quantized = false;            // CPU: GGUF types stay quantised, activations become int8
+                                          // against them; else they become weight_dtype
+  std::string quantization;               // CPU: "int8" or "int4" quantises plain types at load
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
 };

@@ -20,6 +20,12 @@ enum class DType : uint8_t {
   kQ8_0,
   kQ4_0,
   kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kIQ4_NL,
+  kIQ4_XS,
+  kQ2_K,
+  kQ3_K,
   kQ4_K,
   kQ5_K,
   kQ6_K,
@@ -33,20 +39,46 @@ struct DTypeInfo {
 
 constexpr DTypeInfo dtype_info(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return {"float32", 1, 4};
-    case DType::kFloat16: return {"float16", 1, 2};
-    case DType::kBFloat16: return {"bfloat16", 1, 2};
-    case DType::kInt8: return {"int8", 1, 1};
-    case DType::kInt32: return {"int32", 1, 4};
-    case DType::kInt64: return {"int64", 1, 8};
-    case DType::kUInt8: return {"uint8", 1, 1};
-    case DType::kFloat8E4M3: return {"float8_e4m3", 1, 1};
-    case DType::kQ8_0: return {"q8_0", 32, 34};
-    case DType::kQ4_0: return {"q4_0", 32, 18};
-    case DType::kQ4_1: return {"q4_1", 32, 20};
-    case DType::kQ4_K: return {"q4_k", 256, 144};
-    case DType::kQ5_K: return {"q5_k", 256, 176};
-    case DType::kQ6_K: return {"q6_k", 256, 210};
+    case DType::kFloat32:
+      return {"float32", 1, 4};
+    case DType::kFloat16:
+      return {"float16", 1, 2};
+    case DType::kBFloat16:
+      return {"bfloat16", 1, 2};
+    case DType::kInt8:
+      return {"int8", 1, 1};
+    case DType::kInt32:
+      return {"int32", 1, 4};
+    case DType::kInt64:
+      return {"int64", 1, 8};
+    case DType::kUInt8:
+      return {"uint8", 1, 1};
+    case DType::kFloat8E4M3:
+      return {"float8_e4m3", 1, 1};
+    case DType::kQ8_0:
+      return {"q8_0", 32, 34};
+    case DType::kQ4_0:
+      return {"q4_0", 32, 18};
+    case DType::kQ4_1:
+      return {"q4_1", 32, 20};
+    case DType::kQ5_0:
+      return {"q5_0", 32, 22};
+    case DType::kQ5_1:
+      return {"q5_1", 32, 24};
+    case DType::kIQ4_NL:
+      return {"iq4_nl", 32, 18};
+    case DType::kIQ4_XS:
+      return {"iq4_xs", 256, 136};
+    case DType::kQ2_K:
+      return {"q2_k", 256, 84};
+    case DType::kQ3_K:
+      return {"q3_k", 256, 110};
+    case DType::kQ4_K:
+      return {"q4_k", 256, 144};
+    case DType::kQ5_K:
+      return {"q5_k", 256, 176};
+    case DType::kQ6_K:
+      return {"q6_k", 256, 210};
   }
   return {"unknown", 1, 0};
 }

@@ -7,7 +7,6 @@
 #include "backend/cpu_backend.h"
 #include "base/check.h"
 #include "base/dequantize.h"
-#include "base/errors.h"
 #include "cpu/host_memory.h"
 #include "cpu/packed_weight.h"
 #include "cpu/zero_pages.h"
@@ -24,13 +23,6 @@ class HostBuffer final : public DeviceBuffer {
  private:
   ZeroPages pages_;
 };
-
-DType checked_weight_dtype(DType dtype) {
-  if (dtype != DType::kFloat32 && dtype != DType::kBFloat16 && dtype != DType::kFloat16) {
-    throw ConfigError("weights cannot be kept in " + std::string(dtype_info(dtype).name));
-  }
-  return dtype;
-}
 
 const PackedWeight& packed(const LinearWeight& weight) {
   return static_cast<const PackedWeight&>(weight);
@@ -51,7 +43,7 @@ void check_float32(std::initializer_list<TensorView> views) {
 
 CpuBackend::CpuBackend(const BackendOptions& options)
     : isa_(choose_isa(options.cpu_isa)),
-      weight_dtype_(checked_weight_dtype(options.weight_dtype)),
+      policy_(weight_policy(options)),
       kernels_(kernels_for(isa_)),
       pool_(options.num_threads),
       linear_(kernels_, pool_),
@@ -84,7 +76,7 @@ std::unique_ptr<LinearWeight> CpuBackend::create_linear(int64_t out_features, in
 }
 
 void CpuBackend::load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) {
-  packed(weight).load_rows(kernels_, panel_format(weight_dtype_), row_begin, view);
+  packed(weight).load_rows({kernels_, policy_, arena_}, row_begin, view);
 }
 
 void CpuBackend::load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) {
@@ -92,9 +84,9 @@ void CpuBackend::load_bias(LinearWeight& weight, int64_t row_begin, const Weight
 }
 
 int64_t CpuBackend::linear_bytes(int64_t out_features, int64_t in_features,
-                                 DType /*source_dtype*/) const {
+                                 DType source_dtype) const {
   const int64_t num_panels = (out_features + kPanelRows - 1) / kPanelRows;
-  return num_panels * panel_bytes(panel_format(weight_dtype_), in_features);
+  return num_panels * panel_bytes(policy_.format_for(source_dtype, in_features), in_features);
 }
 
 void CpuBackend::load_vector(float* out, const WeightView& view) {

@@ -7,17 +7,20 @@
 #include "cpu/cpu_features.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
+#include "cpu/packed_weight.h"
 #include "cpu/paged_attention.h"
 #include "cpu/sampler.h"
 #include "cpu/thread_pool.h"
+#include "cpu/weight_arena.h"
 
 namespace octavo::cpu {
 
 // Numerics: norms, activation functions, rotary embedding, softmax and every sum are float32. A
-// GEMM multiplies weights as they are stored by activations in float32, except bfloat16 weights on
-// AVX-512 and AMX, where activations are rounded to bfloat16 first. Keys and values are rounded to
-// the cache's type when written and widened when read. Results are bitwise independent of the
-// batch and of the number of threads.
+// GEMM multiplies weights as they are stored by activations in float32, except that activations are
+// first rounded to bfloat16 against bfloat16 weights on AVX-512 and AMX, and to int8 with a scale
+// for each 32 of them against weights that stay quantised. Keys and values are rounded to the
+// cache's type when written and widened when read. Results are bitwise independent of the batch and
+// of the number of threads.
 class CpuBackend final : public Backend {
  public:
   // Throws ConfigError.
@@ -25,7 +28,7 @@ class CpuBackend final : public Backend {
 
   DeviceInfo device_info() const override;
   DType activation_dtype() const override { return DType::kFloat32; }
-  DType default_kv_dtype() const override { return weight_dtype_; }
+  DType default_kv_dtype() const override { return policy_.weight_dtype; }
 
   std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) override;
   void copy_to_device(void* device, const void* host, int64_t size_bytes) override;
@@ -61,8 +64,9 @@ class CpuBackend final : public Backend {
   void for_rows(int64_t rows, int64_t row_floats, const Body& body);
 
   const Isa isa_;
-  const DType weight_dtype_;
+  const WeightPolicy policy_;
   const Kernels& kernels_;
+  WeightArena arena_;
   ThreadPool pool_;
   Linear linear_;
   PagedAttention attention_;

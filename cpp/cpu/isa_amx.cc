@@ -5,8 +5,6 @@
 // [rows, 32] bfloat16, 6-7 hold weights [16 pairs, 16 columns, 2].
 // Source: Intel SDM volume 2, TDPBF16PS.
 #include "cpu/isa_tables.h"
-#include "cpu/kernels/vec_avx512.h"
-// The vector type comes first: the other headers are written in its terms.
 #include "cpu/kernels/vec_math.h"
 
 namespace octavo::cpu {
@@ -52,9 +50,9 @@ void store_tile(const GemmArgs& args, int64_t row, int64_t rows, int64_t col, co
 }
 
 void accumulate(const GemmArgs& args, const Block& b) {
-  const auto* x0 = static_cast<const uint16_t*>(args.x) + b.row * args.x_stride;
-  const uint16_t* x1 = x0 + kTileSize * args.x_stride;
-  const int x_bytes = static_cast<int>(args.x_stride * 2);
+  const std::byte* x0 = args.x + b.row * args.x_stride_bytes;
+  const std::byte* x1 = x0 + kTileSize * args.x_stride_bytes;
+  const int x_bytes = static_cast<int>(args.x_stride_bytes);
   const std::byte* panel0 = args.panels + b.col / kPanelRows * args.panel_bytes;
   const std::byte* panel1 = panel0 + args.panel_bytes;
   _tile_zero(0);
@@ -63,10 +61,10 @@ void accumulate(const GemmArgs& args, const Block& b) {
   if (b.rows1 > 0 && b.two_panels) _tile_zero(3);
   for (int64_t k = 0; k < args.depth; k += kTileDepth) {
     _tile_loadd(6, panel0 + k / kTileDepth * kTileBytes, kRowBytes);
-    _tile_loadd(4, x0 + k, x_bytes);
+    _tile_loadd(4, x0 + 2 * k, x_bytes);
     _tile_dpbf16ps(0, 4, 6);
     if (b.rows1 > 0) {
-      _tile_loadd(5, x1 + k, x_bytes);
+      _tile_loadd(5, x1 + 2 * k, x_bytes);
       _tile_dpbf16ps(2, 5, 6);
     }
     if (b.two_panels) {

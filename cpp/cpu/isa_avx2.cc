@@ -1,10 +1,7 @@
 // The kernels for AVX2, FMA and F16C. Activations stay float32 against bfloat16 weights, which are
 // widened in registers.
 #include "cpu/isa_tables.h"
-#include "cpu/kernels/vec_avx2.h"
-// The vector type comes first: the other headers are written in its terms.
-#include "cpu/kernels/vec_math.h"
-//
+#include "cpu/kernels/quant_gemm_avx2.h"
 #include "cpu/kernels/table.h"
 
 namespace octavo::cpu {
@@ -12,7 +9,8 @@ namespace {
 
 // Element 2k of a pair is the low half of a 32-bit lane, so one shift or one mask widens it.
 struct PairedProduct {
-  using X = float;
+  static constexpr int kMaxRows = kTileRows;
+  static constexpr int kMaxVecs = kTileVecs;
 
   static Vec even(const uint32_t* pairs) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(pairs), 16)),
@@ -28,40 +26,37 @@ struct PairedProduct {
   }
 
   template <int kRows, int kVecs>
-  static void run(const GemmArgs& args, const X* x, const std::byte* panel,
+  static void run(const GemmArgs& args, const std::byte* row, const std::byte* panel,
                   Vec (&acc)[kRows][kVecs]) {
     static_assert(kVecs == 1);
+    const auto* x = reinterpret_cast<const float*>(row);
+    const int64_t x_stride = args.x_stride_bytes / 4;
     const auto* pairs = reinterpret_cast<const uint32_t*>(panel);
     int64_t k = 0;
     for (; k + 2 <= args.depth; k += 2, pairs += kPanelRows) {
       const Vec first = even(pairs);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = fma(set1(x[r * args.x_stride + k]), first, acc[r][0]);
+        acc[r][0] = fma(set1(x[r * x_stride + k]), first, acc[r][0]);
       }
       const Vec second = odd(pairs);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = fma(set1(x[r * args.x_stride + k + 1]), second, acc[r][0]);
+        acc[r][0] = fma(set1(x[r * x_stride + k + 1]), second, acc[r][0]);
       }
     }
     if (k == args.depth) return;
     const Vec last = even(pairs);
     for (int r = 0; r < kRows; ++r) {
-      acc[r][0] = fma(set1(x[r * args.x_stride + k]), last, acc[r][0]);
+      acc[r][0] = fma(set1(x[r * x_stride + k]), last, acc[r][0]);
     }
   }
 };
 
-void to_bfloat16(const float* x, int64_t size, int64_t padded, uint16_t* out) {
-  for (int64_t i = 0; i < size; ++i) out[i] = bfloat16_bits(x[i]);
-  for (int64_t i = size; i < padded; ++i) out[i] = 0;
-}
-
 constexpr Kernels make_table() {
   Kernels k = common_kernels();
   k.gemm[static_cast<int>(PanelFormat::kBFloat16)] = gemm<PairedProduct>;
-  k.to_bfloat16 = to_bfloat16;
+  add_quantized_gemms(k);
   return k;
 }
 

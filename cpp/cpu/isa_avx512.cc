@@ -2,37 +2,35 @@
 // weights; vdpbf16ps adds the two products of a pair, without rounding in between where the
 // processor has it so, to a float32 accumulator.
 #include "cpu/isa_tables.h"
-#include "cpu/kernels/vec_avx512.h"
-// The vector type comes first: the other headers are written in its terms.
-#include "cpu/kernels/vec_math.h"
-//
+#include "cpu/kernels/quant_gemm_avx512.h"
 #include "cpu/kernels/table.h"
 
 namespace octavo::cpu {
 namespace {
 
 struct PairedProduct {
-  using X = uint16_t;
+  static constexpr int kMaxRows = kTileRows;
+  static constexpr int kMaxVecs = kTileVecs;
 
   static __m512bh load_pairs(const std::byte* p) {
     return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
   }
-  static __m512bh broadcast_pair(const uint16_t* p) {
+  static __m512bh broadcast_pair(const std::byte* p) {
     int pair;
     __builtin_memcpy(&pair, p, sizeof(pair));
     return reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
   }
 
   template <int kRows, int kVecs>
-  static void run(const GemmArgs& args, const X* x, const std::byte* panel,
+  static void run(const GemmArgs& args, const std::byte* x, const std::byte* panel,
                   Vec (&acc)[kRows][kVecs]) {
-    for (int64_t k = 0; k < args.depth; k += 2, panel += 2 * kPanelRows * sizeof(X)) {
+    for (int64_t k = 0; k < args.depth; k += 2, x += 4, panel += kVectorBytes) {
       __m512bh column[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) column[v] = load_pairs(panel + v * args.panel_bytes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m512bh pair = broadcast_pair(x + r * args.x_stride + k);
+        const __m512bh pair = broadcast_pair(x + r * args.x_stride_bytes);
 #pragma GCC unroll 8
         for (int v = 0; v < kVecs; ++v) {
           acc[r][v].v = _mm512_dpbf16_ps(acc[r][v].v, pair, column[v]);
@@ -42,10 +40,10 @@ struct PairedProduct {
   }
 };
 
-void to_bfloat16(const float* x, int64_t size, int64_t padded, uint16_t* out) {
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vec a = i < size ? load_first(x + i, smaller(kLanes, size - i)) : zero();
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+void to_bfloat16(const float* x, int64_t depth, std::byte* out) {
+  for (int64_t i = 0; i < round_up(depth, kBFloat16DepthMultiple); i += kLanes) {
+    const Vec a = i < depth ? load_first(x + i, smaller(kLanes, depth - i)) : zero();
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i),
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
   }
 }
@@ -55,7 +53,8 @@ constexpr Kernels make_table() {
   constexpr int kBF16 = static_cast<int>(PanelFormat::kBFloat16);
   k.gemm[kBF16] = gemm<PairedProduct>;
   k.activation_format[kBF16] = ActivationFormat::kBFloat16;
-  k.to_bfloat16 = to_bfloat16;
+  k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = to_bfloat16;
+  add_quantized_gemms(k);
   return k;
 }
 

@@ -16,8 +16,8 @@ namespace octavo::cpu {
 
 // --- GEMM ------------------------------------------------------------------------------------
 
-// out[r, c] = sum over k ascending of x[r, k] * w[c, k], plus bias[c]. The quantised formats add the
-// products of a block of 32 input features exactly, and the blocks in ascending order.
+// out[r, c] = sum over k ascending of x[r, k] * w[c, k], plus bias[c]. The quantised formats add
+// the products of a block of 32 input features exactly, and the blocks in ascending order.
 struct GemmArgs {
   const std::byte* x = nullptr;  // [num_rows, depth] in the format's ActivationFormat
   int64_t x_stride_bytes = 0;    // between rows

@@ -1,6 +1,9 @@
 // out = x W^T + b over packed panels.
 #pragma once
 
+#include <array>
+#include <vector>
+
 #include "base/tensor_view.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_weight.h"
@@ -20,17 +23,26 @@ class Linear {
 
  private:
   struct Activations {
-    const void* data;
-    int64_t stride;
+    const std::byte* data = nullptr;
+    int64_t stride_bytes = 0;
+  };
+  // A run of panels of one segment, for one thread.
+  struct Task {
+    const PanelSegment* segment;
+    int64_t first_panel;
+    int64_t num_panels;
   };
 
-  Activations convert(ActivationFormat format, TensorView x);
-  void run_segment(const PackedWeight& weight, const PanelSegment& segment, TensorView x,
-                   TensorView out);
+  void plan(const PackedWeight& weight, int64_t num_rows);
+  void convert(const PackedWeight& weight, TensorView x);
+  Activations convert_to(ActivationFormat format, TensorView x);
+  void run_task(const Task& task, const PackedWeight& weight, TensorView x, TensorView out) const;
 
   const Kernels& kernels_;
   ThreadPool& pool_;
-  Scratch scratch_;
+  std::vector<Task> tasks_;
+  std::array<Activations, kNumActivationFormats> activations_;
+  std::array<Scratch, kNumActivationFormats> scratch_;
 };
 
 }  // namespace octavo::cpu

@@ -3,14 +3,30 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "backend/backend.h"
-#include "base/aligned_buffer.h"
 #include "cpu/kernels.h"
+#include "cpu/panel_layout.h"
+#include "cpu/weight_arena.h"
 
 namespace octavo::cpu {
+
+// Which panel format a checkpoint tensor gets.
+struct WeightPolicy {
+  DType weight_dtype = DType::kBFloat16;   // of what is not quantised
+  bool keep_quantized = false;             // quantised checkpoint types stay so
+  std::optional<PanelFormat> quantize_to;  // plain checkpoint types are quantised
+
+  PanelFormat format_for(DType source, int64_t in_features) const;
+  // The format of weight_dtype.
+  PanelFormat plain_format() const;
+};
+
+// Throws ConfigError for a weight_dtype or quantization that the CPU does not have.
+WeightPolicy weight_policy(const BackendOptions& options);
 
 // A range of output features in one format. Fused projections load from several tensors, and each
 // may come in a type of its own.
@@ -19,19 +35,11 @@ struct PanelSegment {
   int64_t num_rows = 0;
   PanelFormat format = PanelFormat::kFloat32;
   int64_t panel_bytes = 0;
-  AlignedBuffer panels;
+  std::byte* panels = nullptr;
 
   int64_t num_panels() const { return (num_rows + kPanelRows - 1) / kPanelRows; }
-  const std::byte* panel(int64_t index) const {
-    return panels.as<std::byte>() + index * panel_bytes;
-  }
+  std::byte* panel(int64_t index) const { return panels + index * panel_bytes; }
 };
-
-// Bytes of one panel of `depth` input features.
-int64_t panel_bytes(PanelFormat format, int64_t depth);
-
-// The format that weights are kept in. Requires: dtype is float32, bfloat16 or float16.
-PanelFormat panel_format(DType dtype);
 
 class PackedWeight final : public LinearWeight {
  public:
@@ -41,9 +49,13 @@ class PackedWeight final : public LinearWeight {
   int64_t in_features() const override { return in_features_; }
   int64_t size_bytes() const override;
 
+  struct Loader {
+    const Kernels& kernels;
+    const WeightPolicy& policy;
+    WeightArena& arena;
+  };
   // Safe to call from several threads on disjoint rows.
-  void load_rows(const Kernels& kernels, PanelFormat format, int64_t row_begin,
-                 const WeightView& view);
+  void load_rows(const Loader& loader, int64_t row_begin, const WeightView& view);
   void load_bias(int64_t row_begin, const WeightView& view);
 
   // In ascending row order, once everything is loaded.

@@ -13,7 +13,8 @@ namespace octavo::cpu {
 // The quantised formats take blocks of 32 input features: first the quants of every block, then
 // float16 scales [block][1 or 2][16], then float16 minima [block][16] where the format has them.
 //   weight = scale * (quant - zero) + minimum, quants unsigned
-// The quants of a block are eight vectors of [16 columns][4 features], features 4g..4g+3 in vector g:
+// The quants of a block are eight vectors of [16 columns][4 features], features 4g..4g+3 in vector
+// g:
 //   kInt8      eight vectors as they are
 //   others     four vectors of nibbles: vector g in the low halves, vector g + 4 in the high ones,
 //   kInt5Min   then eight 64-bit masks with the fifth bits, mask g for vector g,
@@ -48,12 +49,18 @@ struct QuantLayout {
 
 static constexpr QuantLayout quant_layout(PanelFormat format) {
   switch (format) {
-    case PanelFormat::kInt8: return {512, 1, false, 128};
-    case PanelFormat::kInt4: return {256, 1, false, 8};
-    case PanelFormat::kInt4Min: return {256, 1, true, 0};
-    case PanelFormat::kInt5Min: return {320, 1, true, 0};
-    case PanelFormat::kInt6: return {384, 2, false, 32};
-    default: return {};
+    case PanelFormat::kInt8:
+      return {512, 1, false, 128};
+    case PanelFormat::kInt4:
+      return {256, 1, false, 8};
+    case PanelFormat::kInt4Min:
+      return {256, 1, true, 0};
+    case PanelFormat::kInt5Min:
+      return {320, 1, true, 0};
+    case PanelFormat::kInt6:
+      return {384, 2, false, 32};
+    default:
+      return {};
   }
 }
 
@@ -77,10 +84,14 @@ static constexpr int64_t round_up(int64_t value, int64_t multiple) {
 // quantised formats.
 static constexpr int64_t panel_bytes(PanelFormat format, int64_t depth) {
   switch (format) {
-    case PanelFormat::kFloat32: return depth * kPanelRows * 4;
-    case PanelFormat::kFloat16: return depth * kPanelRows * 2;
-    case PanelFormat::kBFloat16: return round_up(depth, kBFloat16DepthMultiple) * kPanelRows * 2;
-    default: break;
+    case PanelFormat::kFloat32:
+      return depth * kPanelRows * 4;
+    case PanelFormat::kFloat16:
+      return depth * kPanelRows * 2;
+    case PanelFormat::kBFloat16:
+      return round_up(depth, kBFloat16DepthMultiple) * kPanelRows * 2;
+    default:
+      break;
   }
   const QuantLayout layout = quant_layout(format);
   const int64_t block =
@@ -101,9 +112,12 @@ inline constexpr int kNumActivationFormats = 3;
 
 static constexpr int64_t activation_row_bytes(ActivationFormat format, int64_t depth) {
   switch (format) {
-    case ActivationFormat::kFloat32: return depth * 4;
-    case ActivationFormat::kBFloat16: return round_up(depth, kBFloat16DepthMultiple) * 2;
-    case ActivationFormat::kInt8: return round_up(depth + depth / kBlockDepth * 20, kVectorBytes);
+    case ActivationFormat::kFloat32:
+      return depth * 4;
+    case ActivationFormat::kBFloat16:
+      return round_up(depth, kBFloat16DepthMultiple) * 2;
+    case ActivationFormat::kInt8:
+      return round_up(depth + depth / kBlockDepth * 20, kVectorBytes);
   }
   return 0;
 }

@@ -43,6 +43,14 @@ void clear_columns(OutputBatch& batch) {
   batch.errors.clear();
 }
 
+// Makes room for `added` more entries, so that appending them cannot fail half-way through a
+// record.
+template <typename T>
+void ensure_room(std::vector<T>& column, size_t added) {
+  const size_t needed = column.size() + added;
+  if (needed > column.capacity()) column.reserve(std::max(needed, 2 * column.capacity()));
+}
+
 template <typename T, typename Range>
 void append(std::vector<T>& column, const Range& added) {
   column.insert(column.end(), added.begin(), added.end());
@@ -98,10 +106,14 @@ void Outbox::emit(const SequenceOutput& output) {
   record.num_logprobs = static_cast<uint32_t>(output.logprobs.size());
   record.num_prompt_logprobs = static_cast<uint32_t>(output.prompt_logprobs.size());
   record.finish_reason = static_cast<uint8_t>(output.finish_reason);
+  ensure_room(batch.records, 1);
+  ensure_room(batch.token_ids, record.num_tokens);
+  ensure_room(batch.logprobs, record.num_logprobs);
+  ensure_room(batch.prompt_logprobs, record.num_prompt_logprobs);
+  if (output.error != nullptr) batch.errors.emplace_back(output.request_id, output.error);
   if (output.token_id >= 0) batch.token_ids.push_back(output.token_id);
   append(batch.logprobs, output.logprobs);
   append(batch.prompt_logprobs, output.prompt_logprobs);
-  if (output.error != nullptr) batch.errors.emplace_back(output.request_id, output.error);
   batch.records.push_back(record);
 }
 

@@ -150,11 +150,9 @@ void Scheduler::schedule(ScheduledBatch& batch) {
   batch.clear();
   batch.sequences.reserve(options_.max_num_seqs);
   budget_ = options_.max_num_batched_tokens;
-  const int64_t num_preemptions = stats_.num_preemptions;
   schedule_decodes(batch);
   schedule_prefills(batch);
-  // Blocks were short a moment ago: what was freed is for those that run.
-  if (stats_.num_preemptions == num_preemptions) admit_waiting(batch);
+  admit_waiting(batch);
   collect_finished();
   check(!scheduled_.empty() || groups_.empty(), "live sequences, but none can be scheduled");
 }
@@ -356,6 +354,9 @@ void Scheduler::self_check() const {
       const bool is_running = sequence.state == SequenceState::kRunning;
       check(is_running == (sequence.slot >= 0), "slot and state disagree");
       check(is_running || sequence.blocks.block_ids.empty(), "blocks held without running");
+      check(is_running || sequence.state == SequenceState::kFinished ||
+                sequence.num_computed_tokens == 0,
+            "computed tokens without blocks");
     }
   }
   check(num_unfinished == num_live_sequences_, "the live count is off");

@@ -1,9 +1,9 @@
 // The engine's state of a request: a group of sequences that were sampled from one prompt.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "kv/block_manager.h"
@@ -20,7 +20,10 @@ struct Rank {
   uint64_t arrival = 0;  // of the request, unique
   int32_t index = 0;     // of the sequence
 
-  friend auto operator<=>(const Rank&, const Rank&) = default;
+  friend bool operator==(const Rank&, const Rank&) = default;
+  friend bool operator<(const Rank& a, const Rank& b) {
+    return std::tie(a.turn, a.arrival, a.index) < std::tie(b.turn, b.arrival, b.index);
+  }
 };
 
 struct SequenceGroup;

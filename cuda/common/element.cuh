@@ -39,14 +39,27 @@ __device__ inline float2 unpack2(uint32_t word) {
   }
 }
 
-// Two fp8 values (low byte first) as one word of T; exact for both half types.
+// Four fp8 values (low byte first) as two words of T; exact. For bf16 the bits move into place and
+// a product with 2^120 corrects the exponent, denormals included.
 template <typename T>
-__device__ inline uint32_t fp8x2_to_word(uint16_t pair) {
-  const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
-  const __half2 halves = raw;
-  if constexpr (std::is_same_v<T, fp16>) return reinterpret_cast<const uint32_t&>(halves);
-  const float2 f = __half22float2(halves);
-  return pack2<T>(f.x, f.y);
+__device__ inline uint2 fp8x4_to_words(uint32_t quad) {
+  if constexpr (std::is_same_v<T, fp16>) {
+    const __half2 low(__nv_cvt_fp8x2_to_halfraw2(quad & 0xffff, __NV_E4M3));
+    const __half2 high(__nv_cvt_fp8x2_to_halfraw2(quad >> 16, __NV_E4M3));
+    return make_uint2(reinterpret_cast<const uint32_t&>(low),
+                      reinterpret_cast<const uint32_t&>(high));
+  } else {
+    constexpr uint32_t kTwoTo120 = 0x7b807b80;
+    uint32_t words[2] = {__byte_perm(quad, 0, 0x1404), __byte_perm(quad, 0, 0x3424)};
+#pragma unroll
+    for (uint32_t& w : words) {
+      w = (w & 0x80008000) | (w & 0x7f007f00) >> 4;
+      const __nv_bfloat162 v = __hmul2(reinterpret_cast<const __nv_bfloat162&>(w),
+                                       reinterpret_cast<const __nv_bfloat162&>(kTwoTo120));
+      w = reinterpret_cast<const uint32_t&>(v);
+    }
+    return make_uint2(words[0], words[1]);
+  }
 }
 
 // A word of T as two fp8 values, saturating.

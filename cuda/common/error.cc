@@ -34,8 +34,8 @@ bool is_sticky(cudaError_t status) {
 
 void throw_cuda_error(cudaError_t status, const std::source_location& where) {
   cudaGetLastError();  // an error that is not sticky must not surface again at the next check
-  const std::string message = std::string(where.file_name()) + ":" +
-                              std::to_string(where.line()) + ": " + cudaGetErrorString(status);
+  const std::string message = std::string(where.file_name()) + ":" + std::to_string(where.line()) +
+                              ": " + cudaGetErrorString(status);
   if (status == cudaErrorMemoryAllocation) throw OutOfMemoryError(message);
   throw DeviceError(message.c_str(), is_sticky(status));
 }

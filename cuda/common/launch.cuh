@@ -22,7 +22,7 @@ struct LaunchShape {
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             Args&&... args) {
-  constexpr size_t kDefaultSharedLimit = 48 << 10;
+  constexpr size_t kDefaultSharedLimit = 40 << 10;  // 48 KiB less what kernels declare
   if (shape.shared_bytes > kDefaultSharedLimit) {
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,

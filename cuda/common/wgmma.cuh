@@ -1,10 +1,8 @@
-// Warpgroup matrix instructions, transaction barriers and the bulk tensor copy (sm_90a).
+// Warpgroup matrix instructions (sm_90a).
 // A warpgroup's accumulator of 64 x N floats lies as N / 8 fragments of mma.m16n8k16, one after the
 // other; warp w holds rows 16 w to 16 w + 15. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix
 // Instructions".
 #pragma once
-
-#include <cuda.h>
 
 #include <cstdint>
 
@@ -38,41 +36,38 @@ __device__ inline void pin_registers(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define OCTAVO_WGMMA_32_NAMES \
+#define OCTAVO_WGMMA_32_NAMES                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22," \
   "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-#define OCTAVO_WGMMA_32_OPERANDS \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-  "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), \
-  "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), \
-  "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
-  "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), \
-  "+f"(d[31])
-#define OCTAVO_WGMMA_64_NAMES \
+#define OCTAVO_WGMMA_32_OPERANDS                                                                  \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
+      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
+      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
+      "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define OCTAVO_WGMMA_64_NAMES                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22," \
-  "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42," \
-  "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62," \
+  "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,"    \
+  "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,"    \
   "%63}, "
-#define OCTAVO_WGMMA_64_OPERANDS \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), \
-  "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), \
-  "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), \
-  "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
-  "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), \
-  "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), \
-  "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), \
-  "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), \
-  "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), \
-  "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), \
-  "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define OCTAVO_WGMMA_64_OPERANDS                                                                  \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
+      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
+      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
+      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
+      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
+      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),  \
+      "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
+      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
 
 // d (+)= a b^T: a [64, 16] and b [128, 16] in shared memory, both contiguous along the 16.
-#define OCTAVO_WGMMA_SHARED(type)                                                              \
-  asm volatile(                                                                                \
-      "{ .reg .pred p; setp.ne.b32 p, %66, 0; "                                                \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " OCTAVO_WGMMA_64_NAMES   \
-      "%64, %65, p, 1, 1, 0, 0; }"                                                             \
-      : OCTAVO_WGMMA_64_OPERANDS                                                               \
+#define OCTAVO_WGMMA_SHARED(type)                                                            \
+  asm volatile(                                                                              \
+      "{ .reg .pred p; setp.ne.b32 p, %66, 0; "                                              \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " OCTAVO_WGMMA_64_NAMES \
+      "%64, %65, p, 1, 1, 0, 0; }"                                                           \
+      : OCTAVO_WGMMA_64_OPERANDS                                                             \
       : "l"(a), "l"(b), "r"(accumulate))
 
 template <typename T>
@@ -85,18 +80,16 @@ __device__ inline void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, int 
 }
 
 // d += a b: a [64, 16] in registers, b [16, N] in shared memory, contiguous along N.
-#define OCTAVO_WGMMA_REGISTERS_128(type)                                                       \
-  asm volatile(                                                                                \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " OCTAVO_WGMMA_64_NAMES   \
-      "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                                    \
-      : OCTAVO_WGMMA_64_OPERANDS                                                               \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define OCTAVO_WGMMA_REGISTERS_64(type)                                                        \
-  asm volatile(                                                                                \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " OCTAVO_WGMMA_32_NAMES    \
-      "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                                    \
-      : OCTAVO_WGMMA_32_OPERANDS                                                               \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define OCTAVO_WGMMA_REGISTERS_128(type)                                       \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type    \
+               " " OCTAVO_WGMMA_64_NAMES "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;" \
+               : OCTAVO_WGMMA_64_OPERANDS                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define OCTAVO_WGMMA_REGISTERS_64(type)                                        \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type     \
+               " " OCTAVO_WGMMA_32_NAMES "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;" \
+               : OCTAVO_WGMMA_32_OPERANDS                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 template <typename T>
 __device__ inline void wgmma_registers(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
@@ -118,48 +111,6 @@ __device__ inline void wgmma_registers(float (&d)[32], const uint32_t (&a)[4], u
 // Ordinary shared-memory writes of this thread become visible to wgmma and the copy engine.
 __device__ inline void fence_shared_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// A barrier in shared memory that counts arrivals and bytes; `parity` is that of the phase.
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ inline void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ inline void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ inline void barrier_wait(uint32_t barrier, int parity) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "WAIT_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra WAIT_%=; }" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// Copies the box at `at` of a five-dimensional tensor to shared memory; the barrier counts its
-// bytes.
-struct TensorCoordinates {
-  int at[5];
-};
-__device__ inline void copy_tensor_box(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
-                                       const TensorCoordinates& c) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
-      "l"(map), "r"(barrier), "r"(c.at[0]), "r"(c.at[1]), "r"(c.at[2]), "r"(c.at[3]), "r"(c.at[4])
-      : "memory");
-}
-
-// Synchronises `threads` threads on named barrier `id` (1 to 15).
-__device__ inline void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <int kRegisters>

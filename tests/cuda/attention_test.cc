@@ -147,9 +147,9 @@ class Batch {
       for (int64_t j = 0; j < lengths_[s]; ++j) {
         const int64_t block = tables_[s * stride_ + j / case_.block_size];
         for (int64_t h = 0; h < case_.kv_heads; ++h) {
-          const int64_t row = (block * case_.kv_heads + h) * case_.block_size + j % case_.block_size;
-          std::copy_n(tokens[s].begin() + (j * case_.kv_heads + h) * d, d,
-                      image.begin() + row * d);
+          const int64_t row =
+              (block * case_.kv_heads + h) * case_.block_size + j % case_.block_size;
+          std::copy_n(tokens[s].begin() + (j * case_.kv_heads + h) * d, d, image.begin() + row * d);
         }
       }
     }
@@ -182,7 +182,9 @@ std::vector<int64_t> chosen_queries(int64_t count, int64_t length) {
 }
 
 void check_attention(const AttentionCase& c) {
-  Attention attention(context());
+  DeviceContext device = context();
+  device.batch_invariant = c.batch_invariant;
+  Attention attention(device);
   const Batch batch(c);
   const auto out = batch.run(attention);
   std::vector<float> got;
@@ -205,7 +207,7 @@ void check_attention(const AttentionCase& c) {
 
 const std::vector<Sequence> kDecodes = {{1, 1},   {1, 15},  {1, 16},   {1, 17},   {1, 255},
                                         {1, 256}, {1, 257}, {1, 1000}, {1, 4097}, {1, 64}};
-const std::vector<Sequence> kPrefills = {{2, 2},    {5, 5},     {64, 64},   {65, 300}, {3, 2000},
+const std::vector<Sequence> kPrefills = {{2, 2},     {5, 5},     {64, 64},   {65, 300}, {3, 2000},
                                          {128, 128}, {200, 777}, {17, 4100}, {2, 33}};
 
 CUDA_TEST(decode_head_sizes_and_groups) {
@@ -262,10 +264,8 @@ CUDA_TEST(prefill_types) {
         check_attention(
             {.sequences = kPrefills, .dtype = dtype, .kv_dtype = kv_dtype, .head_dim = head_dim});
       }
-      check_attention({.sequences = kPrefills,
-                       .dtype = dtype,
-                       .kv_dtype = kv_dtype,
-                       .batch_invariant = true});
+      check_attention(
+          {.sequences = kPrefills, .dtype = dtype, .kv_dtype = kv_dtype, .batch_invariant = true});
     }
   }
 }
@@ -274,8 +274,7 @@ CUDA_TEST(prefill_types) {
 CUDA_TEST(prefill_window_cap_and_blocks) {
   for (const bool sm90 : {false, true}) {
     for (const int64_t block_size : {16, 32, 48, 128, 256}) {
-      check_attention(
-          {.sequences = kPrefills, .block_size = block_size, .batch_invariant = sm90});
+      check_attention({.sequences = kPrefills, .block_size = block_size, .batch_invariant = sm90});
     }
     for (const int64_t window : {1, 100, 1024}) {
       check_attention({.sequences = kPrefills, .window = window, .batch_invariant = sm90});
@@ -288,7 +287,8 @@ CUDA_TEST(prefill_window_cap_and_blocks) {
 CUDA_TEST(prefill_large) {
   check_attention({.sequences = {{3000, 3000}}, .kv_heads = 8});
   check_attention({.sequences = {{3000, 3000}}, .kv_heads = 8, .block_size = 48});
-  check_attention({.sequences = {{1500, 1500}, {700, 2900}, {2, 5}}, .head_dim = 64, .kv_heads = 8});
+  check_attention(
+      {.sequences = {{1500, 1500}, {700, 2900}, {2, 5}}, .head_dim = 64, .kv_heads = 8});
   check_attention({.sequences = {{16, 30000}}, .kv_heads = 8});
   check_attention({.sequences = {{300, 32000}}, .kv_heads = 4});
 }

@@ -1,8 +1,7 @@
 // The Backend as a whole: weights on their way to the device, graphs, errors.
-#include "backend/cuda_backend.h"
-
 #include <algorithm>
 
+#include "backend/cuda_backend.h"
 #include "base/errors.h"
 #include "checker.h"
 #include "cuda/kv_cache.h"
@@ -70,8 +69,8 @@ class DecodeStep {
   static constexpr int64_t kHidden = kQHeads * kDim;
 
   explicit DecodeStep(Backend& backend) : backend_(backend) {
-    cache_ = backend.create_kv_cache(
-        {1, kKvHeads, kDim, kBlock, kSeqs * kMaxBlocks, DType::kBFloat16});
+    cache_ =
+        backend.create_kv_cache({1, kKvHeads, kDim, kBlock, kSeqs * kMaxBlocks, DType::kBFloat16});
     fill_cache();
     qkv_weight_ = random_weight(kWidth, kHidden);
     out_weight_ = random_weight(kHidden, kHidden);
@@ -166,10 +165,10 @@ class DecodeStep {
   std::unique_ptr<LinearWeight> qkv_weight_, out_weight_;
   DeviceMemory rope_, tables_, starts_, lengths_, positions_, slots_;
   std::vector<int32_t> host_starts_, host_lengths_;
-  Array x_{DType::kBFloat16, kSeqs * kHidden};
-  Array qkv_{DType::kBFloat16, kSeqs * kWidth};
-  Array attended_{DType::kBFloat16, kSeqs * kHidden};
-  Array out_{DType::kBFloat16, kSeqs * kHidden};
+  Array x_{DType::kBFloat16, kSeqs* kHidden};
+  Array qkv_{DType::kBFloat16, kSeqs* kWidth};
+  Array attended_{DType::kBFloat16, kSeqs* kHidden};
+  Array out_{DType::kBFloat16, kSeqs* kHidden};
 };
 
 CUDA_TEST(graph_replays_with_other_lengths) {

@@ -1,11 +1,11 @@
 #include "checker.h"
 
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <memory>
-
-#include <cuda_fp8.h>
 
 namespace octavo::cuda::testing {
 namespace {
@@ -143,6 +143,11 @@ void expect_close(const std::vector<float>& out, const std::vector<double>& ref,
 
 // Runs the cases whose name holds argv[2], with the seed argv[1]. Returns the exit code.
 int run_all(int argc, char** argv) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("no CUDA device\n");
+    return 1;
+  }
   state = std::make_unique<State>();
   state->generator.seed(argc > 1 ? std::stoull(argv[1]) : std::random_device{}());
   const std::string filter = argc > 2 ? argv[2] : "";

@@ -30,8 +30,8 @@ std::vector<Case>& cases();
 struct Registration {
   Registration(const char* name, void (*run)()) { cases().push_back({name, run}); }
 };
-#define CUDA_TEST(name)                                                   \
-  static void name();                                                     \
+#define CUDA_TEST(name)                                                         \
+  static void name();                                                           \
   static const ::octavo::cuda::testing::Registration name##_case(#name, &name); \
   static void name()
 
@@ -82,8 +82,8 @@ class Array {
 template <typename T>
 DeviceMemory upload(const std::vector<T>& values) {
   DeviceMemory memory(static_cast<int64_t>(values.size() * sizeof(T)));
-  check_cuda(cudaMemcpy(memory.data(), values.data(), values.size() * sizeof(T),
-                        cudaMemcpyHostToDevice));
+  check_cuda(
+      cudaMemcpy(memory.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
   check_cuda(cudaDeviceSynchronize());  // a copy from pageable memory may still be on its way
   return memory;
 }

@@ -149,7 +149,8 @@ struct RopeCase {
 
 void check_rope(const RopeCase& c) {
   constexpr int64_t kQHeads = 6, kKvHeads = 2, kBlockSize = 16, kBlocks = 20, kPositions = 500;
-  const int64_t heads = kQHeads + 2 * kKvHeads, tokens = random_int(1, 100), half = c.rotary_dim / 2;
+  const int64_t heads = kQHeads + 2 * kKvHeads, tokens = random_int(1, 100),
+                half = c.rotary_dim / 2;
   const auto values = random_values(tokens * heads * c.head_dim, c.dtype);
   const Array qkv(c.dtype, values);
   const auto cos = random_values(kPositions * half, DType::kFloat32);
@@ -198,15 +199,16 @@ void check_rope(const RopeCase& c) {
   for (int which = 0; which < 2; ++which) {
     const Array copy(c.kv_dtype, size);
     const void* source = which == 0 ? cache.layer(1).keys : cache.layer(1).values;
-    check_cuda(cudaMemcpy(copy.data(), source, dtype_bytes(c.kv_dtype, size),
-                          cudaMemcpyDeviceToDevice));
+    check_cuda(
+        cudaMemcpy(copy.data(), source, dtype_bytes(c.kv_dtype, size), cudaMemcpyDeviceToDevice));
     std::vector<float> expected(size, 0.0f);
     for (int64_t t = 0; t < tokens; ++t) {
       if (slots[t] < 0) continue;
       for (int64_t h = 0; h < kKvHeads; ++h) {
         const int64_t from = (t * heads + kQHeads + which * kKvHeads + h) * c.head_dim;
-        const int64_t to = ((slots[t] / kBlockSize * kKvHeads + h) * kBlockSize +
-                            slots[t] % kBlockSize) * c.head_dim;
+        const int64_t to =
+            ((slots[t] / kBlockSize * kKvHeads + h) * kBlockSize + slots[t] % kBlockSize) *
+            c.head_dim;
         for (int64_t i = 0; i < c.head_dim; ++i) {
           expected[to + i] = rounded(rotated[from + i], c.kv_dtype);
         }

@@ -69,8 +69,8 @@ void check_draw(const Request& r, const std::vector<float>& raw, int32_t token,
   auto ids = ordered_ids(row);
   if (r.params.temperature < 1e-5f) {
     const bool ok = token >= 0 && row[token] > maximum - 1e-5 * std::abs(maximum);
-    return expect(ok, name + ": greedy token " + std::to_string(token) + ", not " +
-                          std::to_string(ids[0]));
+    return expect(
+        ok, name + ": greedy token " + std::to_string(token) + ", not " + std::to_string(ids[0]));
   }
   const auto weight = [&](int32_t id) {
     return std::exp((row[id] - maximum) / r.params.temperature);
@@ -182,7 +182,8 @@ Request random_request(int64_t vocab) {
   r.seed = generator()();
   r.num_prompt_tokens = random_int(1, 30);
   r.tokens.resize(r.num_prompt_tokens + random_int(0, 40));
-  for (int32_t& id : r.tokens) id = static_cast<int32_t>(random_int(0, std::min<int64_t>(vocab, 50) - 1));
+  for (int32_t& id : r.tokens)
+    id = static_cast<int32_t>(random_int(0, std::min<int64_t>(vocab, 50) - 1));
   return r;
 }
 
@@ -228,7 +229,8 @@ CUDA_TEST(draws_follow_the_random_number) {
         }
       }
       const auto rows = random_rows(requests.size(), vocab, spread);
-      const auto tokens = check_step(sampler, requests, rows, "draw spread " + std::to_string(spread));
+      const auto tokens =
+          check_step(sampler, requests, rows, "draw spread " + std::to_string(spread));
       expect(check_step(sampler, requests, rows, "again") == tokens, "draws differ run to run");
     }
   }

@@ -134,6 +134,33 @@ def test_extra_body(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 3
 
 
+def test_responses(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model="smollm2", input="What is the capital of France?", temperature=0
+    )
+    assert answer.output_text == ANSWER
+    assert answer.status == "completed"
+    assert answer.usage.output_tokens == 8
+    assert client.responses.retrieve(answer.id).output_text == ANSWER
+    more = client.responses.create(
+        model="smollm2",
+        input="And of Italy?",
+        previous_response_id=answer.id,
+        temperature=0,
+        max_output_tokens=16,
+    )
+    assert more.usage.input_tokens > answer.usage.total_tokens
+
+
+def test_responses_stream(client: openai.OpenAI) -> None:
+    with client.responses.stream(
+        model="smollm2", input="What is the capital of France?", temperature=0
+    ) as stream:
+        text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text == ANSWER
+
+
 def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)

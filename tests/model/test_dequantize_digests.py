@@ -43,7 +43,10 @@ FOUND = EXPECTATION.findall(CPP_TEST.read_text())
 
 
 def test_every_block_type_is_there() -> None:
-    assert [name for name, _, _ in FOUND] == ["Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
+    assert [name for name, _, _ in FOUND] == [
+        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+        "Q6_K",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "halves", "expected"), FOUND)

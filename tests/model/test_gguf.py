@@ -42,8 +42,10 @@ def test_reads_what_the_gguf_package_writes(tmp_path: Path, quantization: Q) -> 
     assert read(model, "t") == packed.tobytes()
 
 
-@pytest.mark.parametrize("quantization", [Q.Q4_K, Q.Q5_K, Q.Q6_K])
-def test_reads_super_blocks(tmp_path: Path, quantization: Q) -> None:
+@pytest.mark.parametrize(
+    "quantization", [Q.Q5_0, Q.Q5_1, Q.IQ4_NL, Q.IQ4_XS, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K]
+)
+def test_reads_other_blocks(tmp_path: Path, quantization: Q) -> None:
     elements, num_bytes = gguf.GGML_QUANT_SIZES[quantization]
     raw = np.random.default_rng(2).integers(0, 256, (3, 2 * num_bytes), dtype=np.uint8)
     builder = GgufBuilder(tmp_path / "m.gguf")
@@ -55,8 +57,8 @@ def test_reads_super_blocks(tmp_path: Path, quantization: Q) -> None:
 
 def test_names_the_unsupported_type(tmp_path: Path) -> None:
     builder = GgufBuilder(tmp_path / "m.gguf")
-    builder.writer.add_tensor("t", np.zeros((2, 84), np.uint8), raw_dtype=Q.Q2_K)
-    with pytest.raises(UnsupportedModelError, match=r"m\.gguf: tensor 't' has type Q2_K"):
+    builder.writer.add_tensor("t", np.zeros((2, 54), np.uint8), raw_dtype=Q.TQ1_0)
+    with pytest.raises(UnsupportedModelError, match=r"m\.gguf: tensor 't' has type TQ1_0"):
         GgufModel(builder.write())
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model.checkpoints import CONFIG, llama_tensors, safetensors_bytes
-from model.hub_server import HubServer
+from model.hub_server import COMMIT, HubServer
 from octavo.errors import ModelNotFoundError, UnsupportedModelError
 from octavo.model.hub import HubModel, parse_hub_id
 
@@ -63,7 +65,34 @@ def test_what_is_cached_needs_no_network(hub: HubServer, tmp_path: Path) -> None
     path = model(hub, tmp_path).fetch(ignore)
     hub.requests.clear()
     assert model(hub, tmp_path).cached() == path
+    assert model(hub, tmp_path, revision=COMMIT).cached() == path
+    assert model(hub, tmp_path, revision="other").cached() is None
     assert hub.requests == []
+
+
+def test_what_lacks_its_tokenizer_is_not_whole(hub: HubServer, tmp_path: Path) -> None:
+    path = model(hub, tmp_path).fetch(ignore)
+    (path / "tokenizer.json").unlink()
+    assert model(hub, tmp_path).cached() is None
+    assert model(hub, tmp_path).fetch(ignore) == path
+    assert (path / "tokenizer.json").is_file()
+
+
+def test_a_damaged_cache_is_no_cache(hub: HubServer, tmp_path: Path) -> None:
+    model(hub, tmp_path).fetch(ignore)
+    (ref,) = tmp_path.glob("models--*/refs/main")
+    for content in (b"../../..", b"", b"\xff"):
+        ref.write_bytes(content)
+        assert model(hub, tmp_path).cached() is None
+
+
+def test_looking_at_the_cache_is_cheap(tmp_path: Path) -> None:
+    code = (
+        "import sys; from octavo.model.hub import HubModel;"
+        f"HubModel('a/b', download_dir={str(tmp_path)!r}).cached();"
+        "assert 'huggingface_hub.hf_api' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_interrupted_download_goes_on(hub: HubServer, tmp_path: Path) -> None:
@@ -89,6 +118,17 @@ def test_a_gguf_file_of_a_repository(hub: HubServer, tmp_path: Path) -> None:
     assert cached is not None
     assert cached.name == "tiny-Q4_0.gguf"
     assert model(hub, tmp_path, file="Q5").cached() is None
+    assert model(hub, tmp_path, file="tiny").cached() is None
+
+
+def test_a_split_gguf_file_is_cached_when_whole(hub: HubServer, tmp_path: Path) -> None:
+    names = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    hub.files = {name: name.encode() for name in names}
+    path = model(hub, tmp_path, file="m").fetch(ignore)
+    assert path.name == names[0]
+    assert model(hub, tmp_path, file=names[0]).cached() == path
+    path.with_name(names[1]).unlink()
+    assert model(hub, tmp_path, file=names[0]).cached() is None
 
 
 @pytest.mark.parametrize(

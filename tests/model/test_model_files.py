@@ -86,6 +86,8 @@ def test_where_templates_come_from(directory: Path) -> None:
 def test_templates_that_cannot_be_had(directory: Path) -> None:
     with pytest.raises(ConfigError, match=r"--chat-template: .*no such file"):
         render(open_files(directory), "absent.jinja")
+    with pytest.raises(ConfigError, match="--chat-template: The chat template is not valid"):
+        render(open_files(directory), "{% if %}")
     write_tokenizer(directory, chat_template=[{"name": "rag", "template": "x"}])
     with pytest.raises(UnsupportedModelError, match="chat templates rag, none of them the default"):
         render(open_files(directory))

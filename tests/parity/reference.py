@@ -39,45 +39,30 @@ def logprobs_of(model: Model, token_ids: Sequence[int]) -> torch.Tensor:
 
 
 class Comparison:
-    """Differences between an output and the model's own log-probabilities.
+    """How far an engine's output is from the model's own log-probabilities.
 
     Attributes:
-        deltas: |difference| of every log-probability that was reported.
-        chosen_deltas: The same for the prompt's and the output's own tokens only.
+        max_delta: The largest |difference| of any log-probability that was reported.
         num_not_greedy: Output tokens that are not the reference's most likely ones.
+        logprobs: The reference's, of every token of prompt and output but the first.
     """
 
-    def __init__(self) -> None:
-        self.deltas: list[float] = []
-        self.chosen_deltas: list[float] = []
-        self.num_not_greedy = 0
-
-    def add(self, output: RequestOutput, model: Model) -> None:
-        prompt, sequence = output.prompt_token_ids, output.outputs[0]
-        expected = logprobs_of(model, prompt + sequence.token_ids)
-        for position, logprobs in enumerate(_after_each(output)):
-            self._add_position(logprobs, expected[position])
-        greedy = expected[len(prompt) - 1 : -1].argmax(-1).tolist()
-        self.num_not_greedy += sum(
-            a != b for a, b in zip(greedy, sequence.token_ids, strict=True)
+    def __init__(self, output: RequestOutput, model: Model) -> None:
+        tokens = output.prompt_token_ids + output.outputs[0].token_ids
+        expected = logprobs_of(model, tokens)
+        self.max_delta = max(
+            abs(each.logprob - expected[position, id_].item())
+            for position, logprobs in enumerate(reported(output))
+            for id_, each in logprobs.items()
         )
-
-    def _add_position(self, logprobs: Logprobs, expected: torch.Tensor) -> None:
-        deltas = [abs(each.logprob - expected[id_].item()) for id_, each in logprobs.items()]
-        self.deltas += deltas
-        self.chosen_deltas.append(deltas[0])
-
-    @property
-    def max(self) -> float:
-        return max(self.deltas)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.chosen_deltas) / len(self.chosen_deltas)
+        num_prompt = len(output.prompt_token_ids)
+        greedy = expected[num_prompt - 1 : -1].argmax(-1).tolist()
+        self.num_not_greedy = sum(a != b for a, b in zip(greedy, tokens[num_prompt:], strict=True))
+        self.logprobs = [expected[i, id_].item() for i, id_ in enumerate(tokens[1:])]
 
 
-def _after_each(output: RequestOutput) -> Iterator[Logprobs]:
-    """What was reported for the successor of each position, prompt and output in a row."""
+def reported(output: RequestOutput) -> Iterator[Logprobs]:
+    """What an output says of the successor of each position, through prompt and new tokens."""
     assert output.prompt_logprobs is not None
     for each in output.prompt_logprobs[1:]:
         assert each is not None

@@ -101,7 +101,8 @@ def test_conversation(server: Server) -> None:
             {"type": "text", "text": "Let me see."},
             {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}}]},
         {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "hot"}]},
+            {"type": "tool_result", "tool_use_id": "t1",
+             "content": [{"type": "text", "text": "hot"}]},
             {"type": "text", "text": "And now?"}]},
     ]  # fmt: skip
     assert ask(server, messages=messages, max_tokens=1).status_code == 200
@@ -133,6 +134,7 @@ def test_count_tokens(server: Server) -> None:
         {"max_tokens": 0},
         {"max_tokens": 10**9},
         {"messages": []},
+        {"messages": [{"role": "user", "content": []}]},
         {"messages": [{"role": "robot", "content": "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]},

@@ -10,7 +10,7 @@ from app_under_test import Server
 from octavo.server.app import routes
 
 OPEN = {"/health", "/ready", "/readyz", "/ping", "/livez", "/startupz", "/version", "/metrics",
-        "/load"}  # fmt: skip
+        "/load", "/openapi.json", "/docs", "/"}  # fmt: skip
 KEYS = ("key-one", "schlüssel-zwei")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 

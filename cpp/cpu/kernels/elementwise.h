@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/vec_math.h"
 
 namespace octavo::cpu {
 namespace {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/vec_math.h"
 
 namespace octavo::cpu {
 namespace {

@@ -6,12 +6,13 @@
 #include "cpu/kernels/elementwise.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/pack.h"
+#include "cpu/kernels/quant_row.h"
 #include "cpu/kernels/row_scan.h"
 
 namespace octavo::cpu {
 namespace {
 
-// All but the GEMM and the rounding of bfloat16 weights, which differ most between the sets.
+// All but the GEMMs of bfloat16 and quantised weights, which differ most between the sets.
 constexpr Kernels common_kernels() {
   Kernels k{};
   constexpr int kF32 = static_cast<int>(PanelFormat::kFloat32);
@@ -22,9 +23,20 @@ constexpr Kernels common_kernels() {
   k.pack_panel[kF32] = pack_panel<float>;
   k.pack_panel[kF16] = pack_panel<uint16_t>;
   k.pack_panel[kBF16] = pack_panel_bfloat16;
+  for (int format = 0; format < kNumPanelFormats; ++format) {
+    if (is_quantized(static_cast<PanelFormat>(format))) {
+      k.activation_format[format] = ActivationFormat::kInt8;
+    }
+  }
+  k.convert_row[static_cast<int>(ActivationFormat::kInt8)] = quantize_row;
   k.unpack_row[kF32] = unpack_row<float>;
   k.unpack_row[kF16] = unpack_row<uint16_t>;
   k.unpack_row[kBF16] = unpack_row_bfloat16;
+  k.unpack_row[static_cast<int>(PanelFormat::kInt8)] = unpack_quantized<PanelFormat::kInt8>;
+  k.unpack_row[static_cast<int>(PanelFormat::kInt4)] = unpack_quantized<PanelFormat::kInt4>;
+  k.unpack_row[static_cast<int>(PanelFormat::kInt4Min)] = unpack_quantized<PanelFormat::kInt4Min>;
+  k.unpack_row[static_cast<int>(PanelFormat::kInt5Min)] = unpack_quantized<PanelFormat::kInt5Min>;
+  k.unpack_row[static_cast<int>(PanelFormat::kInt6)] = unpack_quantized<PanelFormat::kInt6>;
 
   k.rms_norm = rms_norm;
   k.add = add_to;

@@ -48,6 +48,7 @@ inline Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
 // A NaN in b is returned; one in a is not.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec absolute(Vec x) { return {_mm512_abs_ps(x.v)}; }
 inline Vec round(Vec x) {
   return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -56,6 +57,13 @@ inline Vec scale_by_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 // x where a < b does not hold, else 0.
 inline Vec zero_where_less(Vec x, Vec a, Vec b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
+}
+
+// Rounds to the nearest whole number, even of two; returns the sum of the sixteen.
+inline int32_t round_to_int8(Vec x, int8_t* out) {
+  const __m512i whole = _mm512_cvtps_epi32(x.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtsepi32_epi8(whole));
+  return _mm512_reduce_add_epi32(whole);
 }
 
 // One bit a lane.

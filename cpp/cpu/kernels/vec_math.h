@@ -1,7 +1,9 @@
-// What the kernels need beyond single instructions. Included after vec_avx2.h or vec_avx512.h.
+// What the kernels need beyond single instructions.
 #pragma once
 
 #include <cstdint>
+
+#include "cpu/kernels/vec.h"
 
 namespace octavo::cpu {
 namespace {

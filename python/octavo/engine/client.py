@@ -6,8 +6,11 @@ a wait suspends one greenlet; under any threaded WSGI server the same code suspe
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 # token id, log-probability of the model's raw distribution, rank from 1
 Logprob = tuple[int, float, int]
+
+
+TICK_S = 0.5
+LONG_WAIT_S = 4.0
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,27 +102,41 @@ class RequestOutput(msgspec.Struct):
     def extend(self, later: RequestOutput) -> None:
         """Append what the same sequence produced later."""
         self.token_ids += later.token_ids
-        self.logprobs = self.logprobs + later.logprobs
-        self.prompt_logprobs = self.prompt_logprobs + later.prompt_logprobs
+        self.logprobs += later.logprobs
+        self.prompt_logprobs += later.prompt_logprobs
         self.finish_reason = later.finish_reason
         self.stop_token_id = later.stop_token_id
         self.num_cached_tokens = later.num_cached_tokens
 
 
 class RequestStream:
-    """The outputs of one request. One reader; any thread may feed, fail or abort it.
+    """The outputs of one request. One reader and one feeder; any thread may fail or abort it.
 
-    A slow reader costs one RequestOutput a sequence: later deltas are appended to the waiting one,
-    whose size the request's own max_tokens bounds.
+    A slow reader costs a bounded number of outputs: what it leaves is merged by sequence, and a
+    sequence's own max_tokens bounds its size. There is no lock: deque operations are atomic, and
+    the flags are written before the reader is woken.
+
+    Args:
+        num_sequences: Each of them ends with a finish reason.
+        abort: Stops the request in the engine.
+        is_ticked: Somebody calls tick().
     """
 
-    def __init__(self, num_sequences: int, abort: Callable[[RequestStream], None]) -> None:
+    def __init__(
+        self,
+        num_sequences: int,
+        abort: Callable[[RequestStream], None],
+        *,
+        is_ticked: bool = False,
+    ) -> None:
         self._unfinished = num_sequences  # sequences whose last output was not fed yet
         self._abort = abort
-        self._waiting: dict[int, RequestOutput] = {}
+        self._is_ticked = is_ticked
+        self._deadline = math.inf  # of the wait that tick() is to end
+        self._waiting: deque[RequestOutput] = deque()
+        self._max_waiting = 2 * num_sequences
         self._error: RequestError | None = None
         self._wakeup = threading.Event()
-        self._lock = threading.Lock()
 
     def get(self, timeout: float | None = None) -> RequestOutput | None:
         """Wait for the next output; None after `timeout` seconds, or once nothing more will come.
@@ -126,24 +147,48 @@ class RequestStream:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            with self._lock:
-                if self._waiting:
-                    return self._waiting.pop(next(iter(self._waiting)))
-                if self._error is not None:
-                    raise self._error
-                if self._unfinished <= 0:
+            self._wakeup.clear()
+            is_ended = self.is_ended  # looked at before the queue, so nothing fed is missed
+            try:
+                return self._waiting.popleft()
+            except IndexError:
+                if is_ended:
+                    if self._error is not None:
+                        raise self._error from None
                     return None
-                self._wakeup.clear()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 return None
-            self._wakeup.wait(left)
+            self._wait(left)
+
+    def tick(self, now: float) -> None:
+        """End a long wait whose time is over.
+
+        A timer for each wait would cost more than the rest of get(): a stream with is_ticked leaves
+        waits of LONG_WAIT_S and more to somebody who calls this every TICK_S.
+        """
+        if now >= self._deadline:
+            self._wakeup.set()
+
+    def _wait(self, seconds: float) -> None:
+        if seconds == math.inf:
+            self._wakeup.wait()
+        elif self._is_ticked and seconds >= LONG_WAIT_S:
+            self._deadline = time.monotonic() + seconds
+            self._wakeup.wait()
+            self._deadline = math.inf
+        else:
+            self._wakeup.wait(seconds)
+
+    @property
+    def is_ended(self) -> bool:
+        """Nothing more will be fed."""
+        return self._unfinished <= 0 or self._error is not None
 
     @property
     def is_finished(self) -> bool:
         """Nothing more will come out of get(): read to the end, failed or aborted."""
-        with self._lock:
-            return not self._waiting and (self._unfinished <= 0 or self._error is not None)
+        return self.is_ended and not self._waiting
 
     def __iter__(self) -> Iterator[RequestOutput]:
         """Outputs until every sequence has finished."""
@@ -155,12 +200,10 @@ class RequestStream:
 
         A reader that waits in get() returns None.
         """
-        with self._lock:
-            if self._unfinished <= 0 or self._error is not None:
-                return
+        if not self.is_ended:
             self._unfinished = 0
-        self._wakeup.set()
-        self._abort(self)
+            self._wakeup.set()
+            self._abort(self)
 
     def __enter__(self) -> RequestStream:
         return self
@@ -175,30 +218,42 @@ class RequestStream:
 
     def feed(self, output: RequestOutput) -> None:
         """Hand an output to the reader."""
-        with self._lock:
-            if self._unfinished <= 0:
-                return
-            if output.finish_reason is not None:
-                self._unfinished -= 1
-            waiting = self._waiting.get(output.sequence_index)
-            if waiting is None:
-                self._waiting[output.sequence_index] = output
-            else:
-                waiting.extend(output)
+        if self._waiting:
+            output = self._merged(output)
+        self._waiting.append(output)
+        if output.finish_reason is not None:
+            self._unfinished -= 1
         self._wakeup.set()
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error; the first one counts."""
-        with self._lock:
-            if self._unfinished <= 0 or self._error is not None:
-                return
+        if not self.is_ended:
             self._error = error
-        self._wakeup.set()
+            self._wakeup.set()
 
-    @property
-    def is_ended(self) -> bool:
-        """Nothing more will be fed."""
-        return self._unfinished <= 0 or self._error is not None
+    def _merged(self, output: RequestOutput) -> RequestOutput:
+        """Join an output to those that wait; the reader may take from them meanwhile."""
+        if len(self._waiting) >= self._max_waiting:
+            self._merge_all()
+        with contextlib.suppress(IndexError):
+            last = self._waiting.pop()
+            if last.sequence_index == output.sequence_index and last.finish_reason is None:
+                last.extend(output)
+                return last
+            self._waiting.append(last)
+        return output
+
+    def _merge_all(self) -> None:
+        """One output for each sequence; those with a finish reason are the last of theirs."""
+        merged: dict[int, RequestOutput] = {}
+        with contextlib.suppress(IndexError):
+            while True:
+                each = self._waiting.popleft()
+                if each.sequence_index in merged:
+                    merged[each.sequence_index].extend(each)
+                else:
+                    merged[each.sequence_index] = each
+        self._waiting.extend(merged.values())
 
 
 class EngineClient(Protocol):

@@ -6,6 +6,7 @@ end, or anything after that line, means "end now". So the process cannot outlive
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -70,6 +71,8 @@ class Process:
         page = StatusPage(launch.status_fd)
         config = ServeConfig(**launch.config)
         logs.configure(config)
+        if config.log_level == "debug":
+            faulthandler.enable()
         try:
             self._serve(config, page, socket.socket(fileno=launch.listener_fd))
         except OctavoError as error:

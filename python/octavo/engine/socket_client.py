@@ -1,9 +1,10 @@
 """The EngineClient of an HTTP worker: one AF_UNIX connection to the engine process.
 
-Two threads of control (greenlets in a gevent worker) belong to it: the pump connects, decodes the
-engine's frames and feeds the streams; the writer sends what submit() and abort() leave in the
-outbox, so that neither of them ever blocks, not even in an event-loop callback. A connection that
-ends fails every running request and is made again: the engine is restarted by its supervisor.
+Three threads of control (greenlets in a gevent worker) belong to it: the pump connects, decodes
+the engine's frames and feeds the streams; the writer sends what submit() and abort() leave in the
+outbox, so that neither of them ever blocks, not even in an event-loop callback; the ticker ends the
+streams' long waits. A connection that ends fails every running request and is made again: the
+engine is restarted by its supervisor.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo import errors
-from octavo.engine.client import ModelInfo, RequestOutput, RequestStream, engine_gone
+from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
 from octavo.engine.framing import FrameBuffer, FrameError, encode
 from octavo.engine.protocol import (
     FINISH_REASONS,
@@ -91,7 +92,7 @@ class SocketEngineClient:
 
     def start(self) -> None:
         """Begin to connect. Call after fork, and in a gunicorn worker after gevent's patches."""
-        for target in (self._pump, self._write):
+        for target in (self._pump, self._write, self._tick):
             name = f"engine-client{target.__name__}"
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -131,7 +132,7 @@ class SocketEngineClient:
         self._check_serving()
         if not isinstance(prompt_token_ids, bytes):
             prompt_token_ids = _int32(prompt_token_ids)
-        stream = RequestStream(sampling.n, self._abort)
+        stream = RequestStream(sampling.n, self._abort, is_ticked=True)
         request_id = next(self._ids)
         message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
         frame = self._frame(message)
@@ -223,6 +224,13 @@ class SocketEngineClient:
             except OSError:
                 self._drop_connection()
 
+    def _tick(self) -> None:
+        while not self._is_closed:
+            time.sleep(TICK_S)
+            now = time.monotonic()
+            for live in list(self._live.values()):
+                live.stream.tick(now)
+
     # --- Receiving ---
 
     def _pump(self) -> None:
@@ -259,21 +267,30 @@ class SocketEngineClient:
 
     def _feed(self, outputs: Outputs) -> None:
         columns = _Columns(outputs)
+        live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):
             request_id = record[0] & _LOCAL_ID
-            live = self._live.get(request_id)
+            live = live_of(request_id)
             output = columns.take(record, live)
             if live is None:
                 continue  # aborted here while this record was on its way
-            if output.finish_reason == "error":
-                message = outputs.errors.get(record[0]) or "The engine failed."
-                self._fail(request_id, errors.EngineFaultError(message))
-                continue
-            if output.finish_reason == "abort":  # not by this client: the engine is ending
-                self._fail(request_id, engine_gone())
-                continue
+            if output.finish_reason is None:
+                live.stream.feed(output)
+            else:
+                self._finish(request_id, live, output, outputs.errors.get(record[0]))
+
+    def _finish(
+        self, request_id: int, live: _Live, output: RequestOutput, message: str | None
+    ) -> None:
+        """Feed the last output of a sequence."""
+        if output.finish_reason == "error":
+            error = errors.EngineFaultError(message or "The engine failed.")
+            self._fail(request_id, error)
+        elif output.finish_reason == "abort":  # not by this client: the engine is ending
+            self._fail(request_id, engine_gone())
+        else:
             live.stream.feed(output)
-            if output.finish_reason is not None and live.stream.is_ended:
+            if live.stream.is_ended:
                 self._forget(request_id)
 
     def _fail(self, request_id: int, error: errors.RequestError) -> None:
@@ -313,7 +330,7 @@ class _Columns:
     """The columns of an Outputs frame, cut record by record."""
 
     def __init__(self, outputs: Outputs) -> None:
-        self._tokens = array.array("i", outputs.token_ids)
+        self._tokens = array.array("i", outputs.token_ids).tolist()
         self._logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.logprobs))
         self._prompt_logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.prompt_logprobs))
         self._token = self._logprob = self._prompt_logprob = 0
@@ -321,23 +338,30 @@ class _Columns:
     def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
         """The output of the next record."""
         _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, reason = record
-        start, self._token = self._token, self._token + num_tokens
-        lp, self._logprob = self._logprob, self._logprob + num_lp
-        plp, self._prompt_logprob = self._prompt_logprob, self._prompt_logprob + num_plp
+        start = self._token
+        self._token = start + num_tokens
         output = RequestOutput(
-            sequence_index=index,
-            token_ids=self._tokens[start : self._token].tolist(),
+            index,
+            self._tokens[start : self._token],
             finish_reason=FINISH_REASONS[reason],
             stop_token_id=stop_id if stop_id >= 0 else None,
             num_prompt_tokens=num_prompt,
             num_cached_tokens=num_cached,
         )
-        if live is not None and num_lp:
-            output.logprobs = _groups(self._logprobs[lp : self._logprob], live.logprobs)
-        if live is not None and num_plp:
-            entries = self._prompt_logprobs[plp : self._prompt_logprob]
-            output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
+        if num_lp or num_plp:
+            self._take_logprobs(output, num_lp, num_plp, live)
         return output
+
+    def _take_logprobs(
+        self, output: RequestOutput, num: int, num_prompt: int, live: _Live | None
+    ) -> None:
+        start, self._logprob = self._logprob, self._logprob + num
+        prompt_start, self._prompt_logprob = self._prompt_logprob, self._prompt_logprob + num_prompt
+        if live is None:
+            return
+        output.logprobs = _groups(self._logprobs[start : self._logprob], live.logprobs)
+        entries = self._prompt_logprobs[prompt_start : self._prompt_logprob]
+        output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
 
 
 def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:

@@ -83,12 +83,17 @@ class ModelFiles:
             override: A file, or the template itself when it holds "{".
 
         Raises:
-            ConfigError: The file of `override` cannot be read.
-            UnsupportedModelError: The template is not valid.
+            ConfigError: `override` is no file, or no valid template.
+            UnsupportedModelError: The model's template is not valid.
         """
         from octavo.model.chat_template import ChatTemplate  # noqa: PLC0415 - imports jinja2
 
-        sources = {"default": _given_template(override)} if override else self._templates()
+        if override:
+            try:
+                return ChatTemplate(_given_template(override), tokenizer.special_tokens)
+            except UnsupportedModelError as error:
+                raise ConfigError(f"--chat-template: {error}") from None
+        sources = self._templates()
         if not sources:
             return None
         if "default" not in sources:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 # owner/name, and after a colon a GGUF file of the repository or a part of its name.
 _ID = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?::(?P<file>[\w./-]+))?", re.ASCII)
-_SHARD = re.compile(r"-(?P<index>\d{5})-of-\d{5}\.gguf")
+_SHARD = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 # Beside weights: configuration, tokenizer and templates. Vocabularies (*.txt, *.model) serve
 # tokenizers that have no tokenizer.json.
 _SMALL_FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.txt", "*.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -46,26 +48,33 @@ class HubModel:
     endpoint: str | None = None
 
     def cached(self) -> Path | None:
-        """The directory or GGUF file in the cache, as far as an earlier fetch came; else None."""
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - 0.2 s, for hub ids only
+        """The directory or GGUF file in the cache; None where a fetch has work to do.
 
-        try:
-            directory = Path(
-                snapshot_download(
-                    self.repo_id,
-                    revision=self.revision or None,
-                    cache_dir=self.download_dir or None,
-                    allow_patterns=["config.json"],
-                    local_files_only=True,
-                )
-            )
-        except Exception:  # whatever the cache lacks, fetching finds out
-            return None
+        The cache's documented layout is read directly: the library takes 0.3 s to import, in every
+        process that asks.
+        """
+        from huggingface_hub import constants  # noqa: PLC0415 - for hub ids only
+
+        cache = Path(self.download_dir or constants.HF_HUB_CACHE).expanduser()
+        folder = cache / f"models--{self.repo_id.replace('/', '--')}"
+        directory = folder / "snapshots" / self._commit(folder)
         if not self.file:
-            return directory
+            complete = any((directory / name).is_file() for name in _TOKENIZERS)
+            return directory if complete or list(directory.glob("*.gguf")) else None
         names = {path.relative_to(directory).as_posix() for path in directory.rglob("*.gguf")}
         matching = _matching(names, self.file)
-        return directory / _first_shard(matching) if matching else None
+        return directory / _first_shard(matching) if _is_one_file(matching) else None
+
+    def _commit(self, folder: Path) -> str:
+        """The commit that the revision stood for when it was last fetched."""
+        revision = self.revision or "main"
+        if _COMMIT.fullmatch(revision):
+            return revision
+        try:
+            commit = (folder / "refs" / revision).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return "none"
+        return commit if _COMMIT.fullmatch(commit) else "none"
 
     def fetch(self, progress: Progress) -> Path:
         """Download what the cache lacks, going on where an interrupted download stopped.
@@ -77,7 +86,7 @@ class HubModel:
             ModelNotFoundError: With cause and remedy.
             UnsupportedModelError: The repository has no weights that Octavo reads.
         """
-        from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - see above
+        from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - slow to import
 
         try:
             info = HfApi(endpoint=self.endpoint).model_info(
@@ -149,7 +158,7 @@ def no_weights(names: Collection[str]) -> str:
 
 def explain(model: HubModel, error: Exception) -> str:
     """Cause and remedy of a failed fetch."""
-    from huggingface_hub import errors  # noqa: PLC0415 - see above
+    from huggingface_hub import errors  # noqa: PLC0415 - slow to import
 
     where = model.repo_id + (f" at revision {model.revision}" if model.revision else "")
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -203,6 +212,14 @@ def _matching(names: Collection[str], part: str) -> list[str]:
     return sorted(name for name in ggufs if stem.lower() in name.lower())
 
 
+def _is_one_file(names: Collection[str]) -> bool:
+    """Whether these are one GGUF file, or every shard of one."""
+    if len({_SHARD.sub("", name) for name in names}) != 1:
+        return False
+    shard = _SHARD.search(min(names))
+    return len(names) == (int(shard["count"]) if shard else 1)
+
+
 def _first_shard(names: Collection[str]) -> str:
     return min(names)
 
@@ -214,7 +231,7 @@ def _is_later_shard(name: str) -> bool:
 
 def _progress_bar(report: Callable[[int], None]) -> type[Any]:
     """A class for the library's `tqdm_class` that counts bytes and draws nothing."""
-    from huggingface_hub.utils.tqdm import tqdm  # noqa: PLC0415 - see above
+    from huggingface_hub.utils.tqdm import tqdm  # noqa: PLC0415 - slow to import
 
     done: dict[int, int] = {}
 

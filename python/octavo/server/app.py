@@ -14,6 +14,8 @@ from octavo.server.messages import CountTokensResource, MessagesResource
 from octavo.server.metrics import LoadResource, MetricsResource
 from octavo.server.middleware import ApiKeys, Origins, RequestContext
 from octavo.server.models import ModelResource, ModelsResource
+from octavo.server.openapi import OpenApiResource
+from octavo.server.pages import PageResource
 from octavo.server.readiness import ReadinessMiddleware
 from octavo.server.response_store import ResponseStore
 from octavo.server.responses import (
@@ -59,7 +61,8 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
 def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     """Path to resource."""
     store = ResponseStore(is_enabled=context.config.api_server_count == 1)
-    return {
+    openapi = OpenApiResource(context.config.root_path)
+    table = {
         **probe_routes(readiness, context.engine),
         "/version": VersionResource(),
         "/metrics": MetricsResource(context),
@@ -76,4 +79,9 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         "/tokenize": TokenizeResource(context),
         "/detokenize": DetokenizeResource(context),
         "/tokenizer_info": TokenizerInfoResource(context),
+        "/openapi.json": openapi,
+        "/docs": PageResource("docs.html"),
+        "/": PageResource("playground.html"),
     }
+    openapi.describe(table)
+    return table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from octavo.engine.socket_client import SocketEngineClient
 from octavo.engine.status_page import PHASES
+from octavo.model.resolve import RemoteModel
 from octavo.server.app import create_app
 from octavo.server.context import ServerContext
 from octavo.server.preflight import find_model
@@ -54,9 +55,9 @@ class Assembly:
         self.model.set(load_served_model(self.config, self._await_model()))
 
     def _await_model(self) -> ResolvedModel:
-        from octavo.model.resolve import RemoteModel  # noqa: PLC0415
-
+        """Look for the model, and again each time the engine may have downloaded it."""
         while isinstance(found := find_model(self.config), RemoteModel):
+            time.sleep(_DOWNLOAD_TICK_S)
             while PHASES.index(self.page.engine_phase) < _DOWNLOADED:
                 time.sleep(_DOWNLOAD_TICK_S)
         return found

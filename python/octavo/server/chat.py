@@ -12,6 +12,7 @@ from msgspec import UNSET
 from octavo.server.chat_run import ChatRun
 from octavo.server.disconnect import watch
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.openapi import Operation
 from octavo.server.schemas.chat import (
     AnswerMessage,
     ChatChoice,
@@ -44,6 +45,15 @@ _DECODER = msgspec.json.Decoder(ChatRequest)
 
 class ChatResource:
     """Answers conversations."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Answer a conversation",
+            request=ChatRequest,
+            answer=ChatResponse,
+            streams=True,
+        )
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.errors import InvalidRequestError
 from octavo.server.conversation import conversation_of, render, tools_of
 from octavo.server.generation import Generation
 from octavo.server.parsers.answer import AnswerParser
@@ -43,6 +44,8 @@ class ChatRun:
     """
 
     def __init__(self, context: ServerContext, request: ChatRequest, started: float) -> None:
+        if not request.messages:
+            raise InvalidRequestError("messages: say nothing.", param="messages")
         request.check()
         self.request = request
         self.name = context.check_model(request.model)

@@ -11,6 +11,7 @@ import msgspec
 from octavo.server.disconnect import watch
 from octavo.server.generation import Generation
 from octavo.server.logprobs import CompletionColumns, extend, prompt_logprobs
+from octavo.server.openapi import Operation
 from octavo.server.prompts import split_prompts
 from octavo.server.schemas.completions import (
     DEFAULT_MAX_TOKENS,
@@ -39,6 +40,15 @@ _DECODER = msgspec.json.Decoder(CompletionRequest)
 
 class CompletionsResource:
     """Continues prompts."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Continue prompts",
+            request=CompletionRequest,
+            answer=CompletionResponse,
+            streams=True,
+        )
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

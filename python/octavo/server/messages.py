@@ -12,9 +12,12 @@ from octavo.server.disconnect import watch
 from octavo.server.error_responses import renamed_param
 from octavo.server.message_input import PARAMS, chat_request, conversation_request
 from octavo.server.offload import offload
+from octavo.server.openapi import Operation
 from octavo.server.schemas.messages import (
     CountTokensRequest,
     Message,
+    MessageError,
+    MessageErrorDetail,
     MessagesRequest,
     MessageUsage,
     OutputBlock,
@@ -49,16 +52,26 @@ _ERROR_TYPES = {
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
 
-def message_error_body(error: RequestError) -> dict[str, Any]:
+def message_error_body(error: RequestError) -> MessageError:
     """The body of an error as Anthropic's clients expect it."""
     kind = _ERROR_TYPES.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    return MessageError(error=MessageErrorDetail(type=kind, message=error.message))
 
 
 class MessagesResource:
     """Answers conversations."""
 
     error_body = staticmethod(message_error_body)
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Answer a conversation, in Anthropic's shape",
+            request=MessagesRequest,
+            answer=Message,
+            streams=True,
+            error=MessageError,
+        )
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -80,6 +93,15 @@ class CountTokensResource:
     """Counts the tokens of conversations."""
 
     error_body = staticmethod(message_error_body)
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Count the tokens of a conversation",
+            request=CountTokensRequest,
+            answer=TokenCount,
+            error=MessageError,
+        )
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import RequestError
+from octavo.server.openapi import Operation
 from octavo.server.request_metrics import FINISH_REASONS, HISTOGRAMS
 from octavo.version import __version__
 
@@ -50,6 +51,10 @@ class MetricsResource:
     is_open = True
     answers_while_loading = True
 
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="Prometheus metrics", media_type="text/plain")
+    }
+
     def __init__(self, context: ServerContext) -> None:
         self._context = context
 
@@ -78,6 +83,10 @@ class LoadResource:
     """GET /load: how busy the engine is, for routers."""
 
     is_open = True
+
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="How busy the engine is")
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._engine = context.engine

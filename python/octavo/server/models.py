@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import NotReadyError
+from octavo.server.openapi import Operation
 from octavo.server.schemas.shared import ModelCard, ModelList
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class ModelsResource:
     """The list of models."""
 
     answers_while_loading = True
+
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="The models served here", answer=ModelList)
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -36,6 +41,10 @@ class ModelResource:
     """One model."""
 
     answers_while_loading = True
+
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="One model", answer=ModelCard)
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

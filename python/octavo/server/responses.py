@@ -13,6 +13,7 @@ from octavo.server.chat_run import ChatRun
 from octavo.server.disconnect import watch
 from octavo.server.error_responses import renamed_param
 from octavo.server.logprobs import chat_logprobs
+from octavo.server.openapi import Operation
 from octavo.server.response_input import PARAMS, chat_request, input_messages, shown_tools
 from octavo.server.response_store import ResponseStore, StoredResponse
 from octavo.server.response_writer import ItemWriter
@@ -53,6 +54,12 @@ class UnknownResponseError(RequestError):
 
 class ResponsesResource:
     """Answers inputs."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Answer an input", request=ResponseRequest, answer=Response, streams=True
+        )
+    }
 
     def __init__(self, context: ServerContext, store: ResponseStore) -> None:
         self._context = context
@@ -99,6 +106,11 @@ class ResponsesResource:
 class ResponseResource:
     """One response that is kept."""
 
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="A response that is kept", answer=Response),
+        "delete": Operation(summary="Forget a response"),
+    }
+
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
@@ -121,6 +133,10 @@ class ResponseResource:
 
 class CancelResponseResource:
     """Cancels responses that run in the background, of which there are none."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(summary="Cancel a response that runs in the background")
+    }
 
     def __init__(self, store: ResponseStore) -> None:
         self._store = store

@@ -9,6 +9,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.server.conversation import conversation_of, render
 from octavo.server.offload import offload
+from octavo.server.openapi import Operation
 from octavo.server.schemas.sampling import check_token_ids
 from octavo.server.schemas.tokens import (
     DetokenizeRequest,
@@ -30,6 +31,12 @@ _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 
 class TokenizeResource:
     """Text or a conversation to tokens."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Text to tokens", request=TokenizeRequest, answer=TokenizeResponse
+        )
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -58,6 +65,12 @@ class TokenizeResource:
 class DetokenizeResource:
     """Tokens to text."""
 
+    operations = {  # noqa: RUF012 - a constant
+        "post": Operation(
+            summary="Tokens to text", request=DetokenizeRequest, answer=DetokenizeResponse
+        )
+    }
+
     def __init__(self, context: ServerContext) -> None:
         self._context = context
 
@@ -74,6 +87,10 @@ class DetokenizeResource:
 
 class TokenizerInfoResource:
     """Facts about the tokenizer."""
+
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="Facts about the tokenizer", answer=TokenizerInfo)
+    }
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

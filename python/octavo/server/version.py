@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from octavo.server.openapi import Operation
 from octavo.version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ class VersionResource:
 
     is_open = True
     answers_while_loading = True
+
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(summary="The version that runs")
+    }
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer at once, in every phase."""

@@ -7,10 +7,10 @@ get a 503 and not a refused connection. Tokenizer and template are read by a thr
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.sock import ssl_context
-from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _TICK_S = 0.05
 _NOTIFY_S = 1.0
 _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
-_SILENCE_S = 60.0  # a client that neither sends its body nor reads its answer for so long is gone
+_SILENCE_S = 30.0  # a client that neither sends its body nor reads its answer for so long is gone
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         shared = self._shared
         self._assembly = assemble(shared.config, shared.runtime, shared.metrics, self.slot)
         self.wsgi = self._assembly.app
-        threading.Thread(target=self._load_model, name="load-model", daemon=True).start()
+        gevent.get_hub().threadpool.spawn(self._load_model)  # a thread proper, not a greenlet
 
     def _load_model(self) -> None:
         """Read tokenizer and template; a model without them ends the server."""
@@ -73,6 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             log.exception("The tokenizer cannot be loaded")
             self._page.worker_failed(OctavoError.exit_code, f"The tokenizer failed: {error}")
             os._exit(0)  # the arbiter has read the cause
+        gc.freeze()  # what loading left is permanent: the collector need not look at it again
         self._page.worker_ready(self.slot, os.getpid())
 
     # --- Signals ---
@@ -99,6 +99,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 notified = time.monotonic()
             gevent.sleep(_TICK_S)
         self.alive = False  # from here on every answer closes its connection
+        gevent.sleep(_TICK_S)  # a service manager signals all of us: the arbiter may be second
         if not self._page.is_draining:
             for server in servers:  # only this worker ends: others take the connections
                 server.close()
@@ -135,11 +136,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
             gevent.sleep(_TICK_S)
 
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        """Serve a connection; none may block for ever."""
-        client.settimeout(_SILENCE_S)
-        AsyncWorker.handle(self, listener, client, addr)
-
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """An idle connection that is closed at the end is no error."""
         if not isinstance(exc, gevent.GreenletExit):
@@ -150,9 +146,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._page.is_draining:
             self.alive = False
         self._active += 1
+        client.settimeout(_SILENCE_S)
         try:
             super().handle_request(listener_name, req, client, addr)
         except TimeoutError:
             raise StopIteration from None  # gunicorn's way to close the connection
         finally:
             self._active -= 1
+            client.settimeout(None)  # between requests the keep-alive time-out rules

@@ -84,6 +84,35 @@ TEST(DequantizeTest, Q4_0AndQ4_1SplitBytesIntoHalves) {
   EXPECT_EQ(values[0], 1.0f);
 }
 
+TEST(DequantizeTest, Q5_0AndQ5_1TakeTheirFifthBits) {
+  std::vector<uint8_t> block(22);
+  put_half(block, 0, kHalfOne);
+  block[2] = 0x01;  // the fifth bit of value 0
+  block[5] = 0x80;  // of value 31
+  block[6] = 0x03;
+  block[21] = 0xF0;
+  auto values = dequantized(DType::kQ5_0, block);
+  EXPECT_EQ(values[0], 3.0f);
+  EXPECT_EQ(values[1], -16.0f);
+  EXPECT_EQ(values[31], 15.0f);
+
+  block.insert(block.begin() + 2, {0x00, 0x40});
+  values = dequantized(DType::kQ5_1, block);
+  EXPECT_EQ(values[0], 21.0f);
+  EXPECT_EQ(values[1], 2.0f);
+  EXPECT_EQ(values[31], 33.0f);
+}
+
+TEST(DequantizeTest, Iq4_NlLooksLevelsUp) {
+  std::vector<uint8_t> block(18);
+  put_half(block, 0, kHalfTwo);
+  block[2] = 0xF7;
+  const auto values = dequantized(DType::kIQ4_NL, block);
+  EXPECT_EQ(values[0], -20.0f);
+  EXPECT_EQ(values[16], 226.0f);
+  EXPECT_EQ(values[1], -254.0f);
+}
+
 // Sub-block i has scale 33 + i and minimum 9 i, so that low and high bits are both at work.
 std::vector<uint8_t> k_block(size_t size) {
   std::vector<uint8_t> block(size);
@@ -171,6 +200,12 @@ TEST(DequantizeTest, RandomBlocksHaveTheDigestsOfTheGgufPackage) {
   EXPECT_EQ(digest_of(DType::kQ8_0, {0}), 0x21701a8ec8e5a125u);
   EXPECT_EQ(digest_of(DType::kQ4_0, {0}), 0xf1c1212567704725u);
   EXPECT_EQ(digest_of(DType::kQ4_1, {0, 2}), 0x48ee63b35d322d25u);
+  EXPECT_EQ(digest_of(DType::kQ5_0, {0}), 0x40c785191ac8c325u);
+  EXPECT_EQ(digest_of(DType::kQ5_1, {0, 2}), 0x8ee997ef8b735825u);
+  EXPECT_EQ(digest_of(DType::kIQ4_NL, {0}), 0xb651760247fb77e5u);
+  EXPECT_EQ(digest_of(DType::kIQ4_XS, {0}), 0x9b0bf2ff1418ef7du);
+  EXPECT_EQ(digest_of(DType::kQ2_K, {80, 82}), 0xb23988a3346ec1a5u);
+  EXPECT_EQ(digest_of(DType::kQ3_K, {108}), 0xb11c6c6fcb86f8a5u);
   EXPECT_EQ(digest_of(DType::kQ4_K, {0, 2}), 0x0d35b6e0ccbf253du);
   EXPECT_EQ(digest_of(DType::kQ5_K, {0, 2}), 0x460b3ab90f2e9a49u);
   EXPECT_EQ(digest_of(DType::kQ6_K, {208}), 0xf6ff3da5e66f9475u);

@@ -154,9 +154,9 @@ TEST_F(GgufFileTest, RefusesOtherVersionsAndByteOrder) {
 
 TEST_F(GgufFileTest, NamesUnsupportedTypes) {
   GgufImage image = small();
-  image.tensors[1].type = 10;
+  image.tensors[1].type = 34;
   std::string message = refusal<UnsupportedModelError>(dir_, image.encode());
-  EXPECT_NE(message.find("'b' has type Q2_K"), std::string::npos) << message;
+  EXPECT_NE(message.find("'b' has type TQ1_0"), std::string::npos) << message;
   image.tensors[1].type = 4711;
   message = refusal<UnsupportedModelError>(dir_, image.encode());
   EXPECT_NE(message.find("type 4711"), std::string::npos) << message;

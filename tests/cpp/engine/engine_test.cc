@@ -297,6 +297,23 @@ TEST_F(EngineTest, HostMemoryShortInTheInboxEndsOneRequest) {
   engine_->submit(make_request(2, 4, 3));  // the id is free again
 }
 
+TEST_F(EngineTest, HostMemoryShortInTheMiddleOfAStepEndsEverything) {
+  for (uint64_t id = 1; id <= 6; ++id) engine_->submit(make_request(id, 4, 5));
+  engine_->step();
+  {
+    const testing::CountedNew counted(0);
+    engine_->step();
+  }
+  EXPECT_FALSE(engine_->is_healthy());
+  EXPECT_FALSE(engine_->last_error().empty());
+  engine_->abort(1);  // must not upset the end
+  engine_->shutdown();
+  while (take()) {
+  }
+  EXPECT_EQ(taken_.num_finished(FinishReason::kError), 6);
+  EXPECT_EQ(taken_.num_finished(), 6);
+}
+
 TEST_F(EngineTest, OutputsThatNobodyTakesEndTheRequests) {
   EngineConfig config = small_config();
   config.max_pending_output_bytes = 2000;

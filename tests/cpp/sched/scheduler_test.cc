@@ -267,6 +267,22 @@ TEST(SchedulerTest, NobodyOvertakesARequestThatWaitsForBlocks) {
   for (uint64_t id = 1; id <= 3; ++id) expect_as_alone(simulation, id);
 }
 
+TEST(SchedulerTest, AnAdmissionLeavesBlocksForThoseThatRun) {
+  SchedulerOptions options = small_options();
+  options.blocks.num_blocks = 640;
+  options.max_model_len = 2560;
+  options.max_num_batched_tokens = 4096;
+  for (const bool fits : {true, false}) {
+    Simulation simulation(options);
+    simulation.add(make_request(1, 250 * 4, 3));
+    simulation.add(make_request(2, (fits ? 380 : 381) * 4, 3, 9));  // a 64th is 10 blocks
+    simulation.step();
+    EXPECT_EQ(simulation.batch.sequences.size(), fits ? 2 : 1);
+    simulation.run();
+    expect_as_alone(simulation, 2);
+  }
+}
+
 class PreemptionTest : public ::testing::TestWithParam<bool> {
  protected:
   static SchedulerOptions tight_options() {

@@ -131,6 +131,19 @@ TEST(FinishTest, MinTokensBansEndAndStopIdsAtFirst) {
   EXPECT_EQ(output.token_ids, simulation.alone(1).token_ids);
 }
 
+TEST(FinishTest, NothingEndsASequenceBeforeMinTokens) {
+  Request request = make_request(1, 5, 9);
+  request.sampling.min_tokens = 4;
+  Simulation simulation(small_options());
+  simulation.runner.after_run = [](const ScheduledBatch&, StepResult& result) {
+    result.token_ids[0] = 0;  // end of sequence, as if the sampler knew no ban
+  };
+  simulation.add(request);
+  simulation.run();
+  EXPECT_EQ(simulation.output(1).token_ids.size(), 5);
+  EXPECT_EQ(simulation.output(1).finish_reason, FinishReason::kStop);
+}
+
 TEST(EmitTest, LogprobsComeWithEachToken) {
   Request request = make_request(1, 5, 4);
   request.sampling.ignore_eos = true;

@@ -17,7 +17,7 @@ class InputBlock(msgspec.Struct, kw_only=True):
     thinking: str | None = None
     id: str | None = None
     name: str | None = None
-    input: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     tool_use_id: str | None = None
     content: str | list["InputBlock"] | None = None
     is_error: bool | None = None
@@ -36,7 +36,7 @@ class MessageTool(msgspec.Struct, kw_only=True):
     name: FunctionName
     type: str | None = None
     description: str | None = None
-    input_schema: msgspec.Raw = msgspec.Raw()
+    input_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class MessageToolChoice(msgspec.Struct, kw_only=True):
@@ -115,3 +115,17 @@ class TokenCount(msgspec.Struct, kw_only=True):
     """The answer of /v1/messages/count_tokens."""
 
     input_tokens: int
+
+
+class MessageErrorDetail(msgspec.Struct, kw_only=True):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class MessageError(msgspec.Struct, kw_only=True):
+    """The body of an error."""
+
+    type: Literal["error"] = "error"
+    error: MessageErrorDetail

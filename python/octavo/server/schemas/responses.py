@@ -38,7 +38,7 @@ class ResponseTool(msgspec.Struct, kw_only=True):
     type: str
     name: FunctionName | None = None
     description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw()
+    parameters: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     strict: bool | None = None
 
 
@@ -54,7 +54,7 @@ class TextFormat(msgspec.Struct, kw_only=True):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str | None = None
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     strict: bool | None = None
 
 

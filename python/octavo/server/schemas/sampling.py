@@ -37,7 +37,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: msgspec.Raw = msgspec.Raw()
+    json_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):

@@ -18,7 +18,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: msgspec.Raw = msgspec.Raw()
+    chat_template_kwargs: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     reasoning_effort: str | None = None
     return_token_strs: bool | None = None
 

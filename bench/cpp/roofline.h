@@ -1,0 +1,111 @@
+// What this machine can do at best, measured at the start of a benchmark: the roof that kernels are
+// compared with. Each figure is the best of several short runs.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "cpu/cpu_features.h"
+#include "cpu/thread_pool.h"
+
+namespace octavo::cpu {
+
+enum class Arithmetic : uint8_t { kFloat32, kBFloat16, kInt8 };
+
+namespace roofline {
+
+inline constexpr int kChains = 12;  // enough to hide the latency
+inline constexpr int64_t kSteps = 50'000;
+
+// `lanes` operations of two flops an instruction; the asm keeps the chains apart.
+#define OCTAVO_ROOF(name, features, vector, start, step, ops) \
+  __attribute__((target(features))) inline double name() {    \
+    vector acc[kChains];                                      \
+    for (auto& a : acc) a = start;                            \
+    for (int64_t i = 0; i < kSteps; ++i) {                    \
+      for (auto& a : acc) {                                   \
+        a = step;                                             \
+        __asm__ volatile("" : "+v"(a));                       \
+      }                                                       \
+    }                                                         \
+    return static_cast<double>(kSteps) * kChains * (ops);     \
+  }
+OCTAVO_ROOF(fma_avx2, "avx2,fma", __m256, _mm256_set1_ps(1),
+            _mm256_fmadd_ps(a, _mm256_set1_ps(0.5f), _mm256_set1_ps(1)), 16)
+OCTAVO_ROOF(maddubs_avx2, "avx2", __m256i, _mm256_set1_epi8(1),
+            _mm256_maddubs_epi16(a, _mm256_set1_epi8(1)), 64)
+OCTAVO_ROOF(fma_avx512, "avx512f", __m512, _mm512_set1_ps(1),
+            _mm512_fmadd_ps(a, _mm512_set1_ps(0.5f), _mm512_set1_ps(1)), 32)
+OCTAVO_ROOF(bf16_avx512, "avx512f,avx512bf16", __m512, _mm512_set1_ps(1),
+            _mm512_dpbf16_ps(a, reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f00)),
+                             reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f00))),
+            64)
+OCTAVO_ROOF(int8_avx512, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(1),
+            _mm512_dpbusd_epi32(a, _mm512_set1_epi8(1), _mm512_set1_epi8(1)), 128)
+#undef OCTAVO_ROOF
+
+inline double run_chains(Isa isa, Arithmetic arithmetic) {
+  if (isa == Isa::kAvx2) return arithmetic == Arithmetic::kInt8 ? maddubs_avx2() : fma_avx2();
+  if (arithmetic == Arithmetic::kBFloat16) return bf16_avx512();
+  if (arithmetic == Arithmetic::kInt8) return int8_avx512();
+  return fma_avx512();
+}
+
+__attribute__((target("avx2"))) inline int64_t read_all(const std::byte* p, int64_t size) {
+  __m256i sum[4] = {};
+  for (int64_t i = 0; i < size; i += 128) {
+    for (int v = 0; v < 4; ++v) {
+      const auto* at = reinterpret_cast<const __m256i*>(p + i + 32 * v);
+      sum[v] = _mm256_xor_si256(sum[v], _mm256_load_si256(at));
+    }
+  }
+  const __m256i all =
+      _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
+  return _mm256_extract_epi64(all, 0);
+}
+
+// Work done per second, the best of `runs`; every thread runs the body once.
+template <typename Body>
+double best_rate(ThreadPool& pool, int runs, const Body& body) {
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  std::vector<double> work(pool.num_threads());
+  for (int run = 0; run < runs; ++run) {
+    const auto start = Clock::now();
+    pool.parallel_for(pool.num_threads(), [&](int64_t task, int) { work[task] = body(task); });
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    double total = 0;
+    for (const double w : work) total += w;
+    best = std::max(best, total / seconds);
+  }
+  return best;
+}
+
+}  // namespace roofline
+
+// Operations per second of all threads (a multiplication and an addition are two). The AMX set is
+// compared with its AVX-512 part.
+inline double peak_ops(ThreadPool& pool, Isa isa, Arithmetic arithmetic) {
+  return roofline::best_rate(pool, 20,
+                             [&](int64_t) { return roofline::run_chains(isa, arithmetic); });
+}
+
+// Bytes per second that all threads together read from memory.
+inline double peak_read_bytes(ThreadPool& pool) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const AlignedBuffer buffer(kBytes);
+  std::fill_n(buffer.as<char>(), kBytes, 1);
+  const int64_t share = kBytes / pool.num_threads() / 128 * 128;
+  return roofline::best_rate(pool, 8, [&](int64_t task) {
+    int64_t seen = roofline::read_all(buffer.as<std::byte>() + task * share, share);
+    __asm__ volatile("" : "+r"(seen));
+    return static_cast<double>(share);
+  });
+}
+
+}  // namespace octavo::cpu

@@ -1,0 +1,89 @@
+// Single rows of the quantised formats: activations to int8, weights back to float32.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/vec_math.h"
+
+namespace octavo::cpu {
+namespace {
+
+// The arrays of an activation record (layout in panel_layout.h).
+struct QuantizedRow {
+  static const std::byte* quants(const std::byte* row, int64_t block) {
+    return row + block * kBlockDepth;
+  }
+  static const float* scale(const std::byte* row, int64_t depth, int64_t block) {
+    return reinterpret_cast<const float*>(row + depth) + block;
+  }
+  static const float* scaled_sum(const std::byte* row, int64_t depth, int64_t block) {
+    return scale(row, depth, block) + depth / kBlockDepth;
+  }
+  static const int32_t* offset(const std::byte* row, int64_t depth, int64_t block) {
+    return reinterpret_cast<const int32_t*>(scale(row, depth, block) + 2 * (depth / kBlockDepth));
+  }
+  static const int32_t* half_offsets(const std::byte* row, int64_t depth, int64_t block) {
+    return offset(row, depth, 2 * block) + depth / kBlockDepth;
+  }
+};
+
+// A block with a NaN or an infinity gets the scale NaN, so that the row's results are NaN.
+void quantize_row(const float* x, int64_t depth, std::byte* out) {
+  const int64_t num_blocks = depth / kBlockDepth;
+  auto* quants = reinterpret_cast<int8_t*>(out);
+  auto* scales = reinterpret_cast<float*>(out + depth);
+  float* scaled_sums = scales + num_blocks;
+  auto* offsets = reinterpret_cast<int32_t*>(scaled_sums + num_blocks);
+  int32_t* half_offsets = offsets + num_blocks;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const Vec first = load(x + b * kBlockDepth), second = load(x + b * kBlockDepth + kLanes);
+    const float greatest = reduce_max(max(absolute(first), absolute(second)));
+    const bool is_bad = (mask_nan(first) | mask_nan(second)) != 0 || greatest > 3e38f;
+    const float inverse = greatest > 0.0f && !is_bad ? 127.0f / greatest : 0.0f;
+    const int32_t low = round_to_int8(mul(first, set1(inverse)), quants + b * kBlockDepth);
+    const int32_t high =
+        round_to_int8(mul(second, set1(inverse)), quants + b * kBlockDepth + kLanes);
+    scales[b] = is_bad ? __builtin_nanf("") : greatest / 127.0f;
+    scaled_sums[b] = scales[b] * static_cast<float>(low + high);
+    offsets[b] = -8 * (low + high);
+    half_offsets[2 * b] = -8 * low;
+    half_offsets[2 * b + 1] = -8 * high;
+  }
+}
+
+// Feature k of column `lane` in the quants of one block.
+template <PanelFormat kFormat>
+inline int32_t quant_at(const std::byte* block, int64_t lane, int64_t k) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(block);
+  const int64_t g = k / kVectorDepth, in_vector = lane * kVectorDepth + k % kVectorDepth;
+  if constexpr (kFormat == PanelFormat::kInt8) return bytes[g * kVectorBytes + in_vector];
+  const int32_t nibble = bytes[g % 4 * kVectorBytes + in_vector] >> g / 4 * 4 & 15;
+  const uint8_t* rest = bytes + 4 * kVectorBytes;
+  if constexpr (kFormat == PanelFormat::kInt5Min) {
+    return nibble | (rest[g * 8 + in_vector / 8] >> in_vector % 8 & 1) << 4;
+  }
+  if constexpr (kFormat == PanelFormat::kInt6) {
+    return nibble | (rest[g / 4 * kVectorBytes + in_vector] >> g % 4 * 2 & 3) << 4;
+  }
+  return nibble;
+}
+
+template <PanelFormat kFormat>
+void unpack_quantized(const std::byte* panel, int64_t lane, int64_t depth, float* out) {
+  constexpr QuantLayout kLayout = quant_layout(kFormat);
+  const int64_t num_blocks = depth / kBlockDepth;
+  const auto* scales =
+      reinterpret_cast<const uint16_t*>(panel + scales_offset(kLayout, num_blocks)) + lane;
+  const auto* minima =
+      reinterpret_cast<const uint16_t*>(panel + minima_offset(kLayout, num_blocks)) + lane;
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t b = k / kBlockDepth;
+    const int64_t s = k * kLayout.num_scales / kBlockDepth;
+    const int32_t quant =
+        quant_at<kFormat>(panel + b * kLayout.quant_bytes, lane, k % kBlockDepth) - kLayout.zero;
+    out[k] = widen(scales[s * kPanelRows]) * static_cast<float>(quant);
+    if constexpr (kLayout.has_minimum) out[k] += widen(minima[b * kPanelRows]);
+  }
+}
+
+}  // namespace
+}  // namespace octavo::cpu
