@@ -57,7 +57,10 @@ class Stream:
             length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
             if len(body) >= length:
                 self.received = body[length:]
-                self.begin(json.loads(body[:length]))
+                if length:
+                    self.begin(json.loads(body[:length]))
+                else:  # a probe: a server without one counts as ready
+                    self.sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         return bool(data)
 
     def begin(self, request: dict[str, object]) -> None:

@@ -8,6 +8,11 @@
 // Bound: memory, 2 * sum(seq_len) * num_kv_heads * head_dim * sizeof(KV) bytes.
 #include "cuda/decode_attention.h"
 
+#include <algorithm>
+
+#include "cuda/common/launch.cuh"
+#include "cuda/common/reduce.cuh"
+
 namespace octavo::cuda {
 namespace {
 

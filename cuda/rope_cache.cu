@@ -1,6 +1,7 @@
-// One thread rotates two pairs, or copies four elements, of one head of one token. A rotated head
-// has rotary_dim / 4 threads for its leading part and the rest for the part that passes through;
-// the heads of v only pass. Bytes: read T * width, write T * (q width + 2 k width + v width).
+// One thread handles a unit of one head of one token: two runs of kWords words, which it rotates
+// against each other, or copies. A rotated head has units for its leading part and for the part
+// that passes through; the heads of v only pass. Runs are 16 bytes wide where the sizes allow.
+// Bytes: read T * width, write T * (q width + 2 k width + v width).
 #include "cuda/common/element.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/rope_cache.h"
@@ -27,61 +28,84 @@ struct RopeArgs {
   int block_size;
 };
 
-// Two elements at offset `at` of a cached head.
-template <typename T, typename KV>
-__device__ void store_cached(KV* head, int at, uint32_t word) {
-  if constexpr (sizeof(KV) == 1) {
-    *reinterpret_cast<uint16_t*>(head + at) = word_to_fp8x2<T>(word);
-  } else {
-    *reinterpret_cast<uint32_t*>(head + at) = word;
-  }
-}
-
-// Where the item's four elements lie in the head, and their new values.
-struct Quad {
-  int at[2];
-  uint32_t word[2];
+// kWords consecutive words of two elements.
+template <int kWords>
+struct alignas(4 * kWords) Run {
+  uint32_t words[kWords];
 };
 
-template <typename T>
-__device__ uint32_t& word_at(T* head, int at) {
-  return *reinterpret_cast<uint32_t*>(head + at);
+template <int kWords, typename T>
+__device__ Run<kWords>& run_at(T* head, int at) {
+  return *reinterpret_cast<Run<kWords>*>(head + at);
 }
 
-// Pairs (i, i + half) and (i + 1, i + half + 1) of the rotated part; i = 2 * unit.
-template <typename T>
-__device__ Quad rotate_halves(T* head, int unit, int half, const float* cos, const float* sin) {
-  const int i = 2 * unit;
-  const float2 a = unpack2<T>(word_at(head, i));
-  const float2 b = unpack2<T>(word_at(head, i + half));
-  const float2 c = make_float2(cos[i], cos[i + 1]);
-  const float2 s = make_float2(sin[i], sin[i + 1]);
-  return {{i, i + half},
-          {pack2<T>(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y),
-           pack2<T>(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y)}};
+// A run at element `at` of a cached head.
+template <typename T, int kWords, typename KV>
+__device__ void store_cached(KV* head, int at, const Run<kWords>& run) {
+  if constexpr (sizeof(KV) == 1) {
+    struct alignas(2 * kWords) Narrow {
+      uint16_t pairs[kWords];
+    } narrow;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) narrow.pairs[i] = word_to_fp8x2<T>(run.words[i]);
+    *reinterpret_cast<Narrow*>(head + at) = narrow;
+  } else {
+    run_at<kWords>(head, at) = run;
+  }
 }
 
-// Pairs (2i, 2i + 1) for i = 2 * unit and the next.
-template <typename T>
-__device__ Quad rotate_neighbours(T* head, int unit, const float* cos, const float* sin) {
-  Quad quad{{4 * unit, 4 * unit + 2}, {}};
+// Where the unit's runs lie in the head, and their new values.
+template <int kWords>
+struct Unit {
+  int at[2];
+  Run<kWords> run[2];
+};
+
+// Pairs (i, i + half) for the 2 * kWords elements from unit * 2 * kWords on.
+template <int kWords, typename T>
+__device__ Unit<kWords> rotate_halves(T* head, int unit, int half, const float* cos,
+                                      const float* sin) {
+  const int first = unit * 2 * kWords;
+  Unit<kWords> u{{first, first + half}, {run_at<kWords>(head, first), {}}};
+  u.run[1] = run_at<kWords>(head, first + half);
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    const int i = first + 2 * w;
+    const float2 a = unpack2<T>(u.run[0].words[w]);
+    const float2 b = unpack2<T>(u.run[1].words[w]);
+    const float2 c = *reinterpret_cast<const float2*>(cos + i);
+    const float2 s = *reinterpret_cast<const float2*>(sin + i);
+    u.run[0].words[w] = pack2<T>(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y);
+    u.run[1].words[w] = pack2<T>(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y);
+  }
+  return u;
+}
+
+// Pairs (2i, 2i + 1) of the 4 * kWords elements from unit * 4 * kWords on.
+template <int kWords, typename T>
+__device__ Unit<kWords> rotate_neighbours(T* head, int unit, const float* cos, const float* sin) {
+  const int first = unit * 4 * kWords;
+  Unit<kWords> u{{first, first + 2 * kWords}, {}};
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    const float2 a = unpack2<T>(word_at(head, quad.at[j]));
-    const float c = cos[2 * unit + j];
-    const float s = sin[2 * unit + j];
-    quad.word[j] = pack2<T>(a.x * c - a.y * s, a.y * c + a.x * s);
+    u.run[j] = run_at<kWords>(head, u.at[j]);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const int i = u.at[j] / 2 + w;
+      const float2 a = unpack2<T>(u.run[j].words[w]);
+      u.run[j].words[w] = pack2<T>(a.x * cos[i] - a.y * sin[i], a.y * cos[i] + a.x * sin[i]);
+    }
   }
-  return quad;
+  return u;
 }
 
-template <typename T, typename KV, bool kInterleaved>
+template <typename T, typename KV, bool kInterleaved, int kWords>
 __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> args) {
   allow_next_kernel();
   wait_for_previous_kernel();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= args.num_items) return;
-  const int units = args.head_dim / 4;
+  const int units = args.head_dim / (4 * kWords);
   const int num_heads = args.num_q_heads + 2 * args.num_kv_heads;
   const int64_t token = item / (num_heads * units);
   const int rest = static_cast<int>(item - token * num_heads * units);
@@ -90,21 +114,21 @@ __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> ar
   T* x = args.qkv + (token * num_heads + head) * args.head_dim;
 
   const bool is_value = head >= args.num_q_heads + args.num_kv_heads;
-  const bool rotates = !is_value && unit < args.rotary_dim / 4;
+  const bool rotates = !is_value && unit < args.rotary_dim / (4 * kWords);
   if (!rotates && head < args.num_q_heads) return;
-  Quad quad;
+  Unit<kWords> u;
   if (rotates) {
     const int half = args.rotary_dim / 2;
     const int64_t row = static_cast<int64_t>(args.positions[token]) * half;
-    quad = kInterleaved ? rotate_neighbours(x, unit, args.cos + row, args.sin + row)
-                        : rotate_halves(x, unit, half, args.cos + row, args.sin + row);
-    word_at(x, quad.at[0]) = quad.word[0];
-    word_at(x, quad.at[1]) = quad.word[1];
+    u = kInterleaved ? rotate_neighbours<kWords>(x, unit, args.cos + row, args.sin + row)
+                     : rotate_halves<kWords>(x, unit, half, args.cos + row, args.sin + row);
+    run_at<kWords>(x, u.at[0]) = u.run[0];
+    run_at<kWords>(x, u.at[1]) = u.run[1];
   } else {
-    quad.at[0] = 4 * unit;
-    quad.at[1] = 4 * unit + 2;
-    quad.word[0] = word_at(x, quad.at[0]);
-    quad.word[1] = word_at(x, quad.at[1]);
+    u.at[0] = unit * 4 * kWords;
+    u.at[1] = u.at[0] + 2 * kWords;
+    u.run[0] = run_at<kWords>(x, u.at[0]);
+    u.run[1] = run_at<kWords>(x, u.at[1]);
   }
   if (head < args.num_q_heads) return;
 
@@ -115,8 +139,18 @@ __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> ar
   const int64_t offset = slot - block * args.block_size;
   KV* cached = (is_value ? args.values : args.keys) +
                ((block * args.num_kv_heads + kv_head) * args.block_size + offset) * args.head_dim;
-  store_cached<T>(cached, quad.at[0], quad.word[0]);
-  store_cached<T>(cached, quad.at[1], quad.word[1]);
+  store_cached<T>(cached, u.at[0], u.run[0]);
+  store_cached<T>(cached, u.at[1], u.run[1]);
+}
+
+template <int kWords, typename T, typename KV>
+void launch_rope(const RopeArgs<T, KV>& args, bool interleaved, cudaStream_t stream) {
+  RopeArgs<T, KV> sized = args;
+  sized.num_items /= 4 * kWords;
+  launch(interleaved ? rope_cache_kernel<T, KV, true, kWords>
+                     : rope_cache_kernel<T, KV, false, kWords>,
+         {.grid = dim3((sized.num_items + kThreads - 1) / kThreads), .block = dim3(kThreads)},
+         stream, sized);
 }
 
 }  // namespace
@@ -126,10 +160,12 @@ void rope_and_cache(const DeviceContext& context, TensorView qkv, const RopeTabl
                     const KVLayer& layer) {
   const int64_t num_heads = params.num_q_heads + 2 * params.num_kv_heads;
   check(qkv.cols() == num_heads * params.head_dim, "rope: width of qkv");
-  check(rope.rotary_dim % 4 == 0 && rope.rotary_dim <= params.head_dim, "rope: rotary_dim");
-  const int64_t items = qkv.rows() * num_heads * (params.head_dim / 4);
-  if (items == 0) return;
-  const LaunchShape shape{.grid = dim3((items + kThreads - 1) / kThreads), .block = dim3(kThreads)};
+  check(params.head_dim % 4 == 0 && rope.rotary_dim % 4 == 0 && rope.rotary_dim <= params.head_dim,
+        "rope: rotary_dim");
+  if (qkv.rows() == 0) return;
+  constexpr int kWideWords = 4;
+  const bool is_wide =
+      rope.rotary_dim % (4 * kWideWords) == 0 && params.head_dim % (4 * kWideWords) == 0;
   dispatch_half(qkv.dtype, [&]<typename T>(T) {
     const auto run = [&]<typename KV>(KV) {
       const RopeArgs<T, KV> args{qkv.as<T>(),
@@ -139,14 +175,17 @@ void rope_and_cache(const DeviceContext& context, TensorView qkv, const RopeTabl
                                  inputs.slot_mapping,
                                  static_cast<KV*>(layer.keys),
                                  static_cast<KV*>(layer.values),
-                                 items,
+                                 qkv.num_elements(),
                                  static_cast<int>(rope.rotary_dim),
                                  static_cast<int>(params.num_q_heads),
                                  static_cast<int>(params.num_kv_heads),
                                  layer.head_dim,
                                  layer.block_size};
-      launch(rope.interleaved ? rope_cache_kernel<T, KV, true> : rope_cache_kernel<T, KV, false>,
-             shape, context.stream, args);
+      if (is_wide) {
+        launch_rope<kWideWords>(args, rope.interleaved, context.stream);
+      } else {
+        launch_rope<1>(args, rope.interleaved, context.stream);
+      }
     };
     if (layer.dtype == DType::kFloat8E4M3) {
       run(fp8{});

@@ -78,22 +78,19 @@ void bench_skinny_shape(const Device& device, const char* name, const DeviceMemo
 }
 
 void bench_skinny(const Device& device) {
-  print_header("skinny: column tiles, warps, steps in flight");
+  print_header("skinny: column tiles, row tiles, stages");
   for (const Projection p : kProjections) {
     const DeviceMemory weights = random_halves(copies_of(p.n * p.k * 2) * p.n * p.k);
-    const DeviceMemory x = random_halves(16 * p.k), out = random_halves(16 * p.n);
-    for (const int64_t m : {1, 8}) {
-      bench_skinny_shape<SkinnyShape<1, 4, 2>>(device, "skinny 1,4,2", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 4, 4>>(device, "skinny 1,4,4", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 8, 2>>(device, "skinny 1,8,2", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 8, 3>>(device, "skinny 1,8,3", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 8, 4>>(device, "skinny 1,8,4", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 16, 2>>(device, "skinny 1,16,2", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 16, 4>>(device, "skinny 1,16,4", weights, x, out, m, p);
+    const DeviceMemory x = random_halves(16 * p.k, 1.0f), out = random_halves(16 * p.n);
+    for (const int64_t m : {1, 4, 8}) {
+      bench_skinny_shape<SkinnyShape<1, 1, 4>>(device, "skinny 1,1,4", weights, x, out, m, p);
+      bench_skinny_shape<SkinnyShape<1, 1, 5>>(device, "skinny 1,1,5", weights, x, out, m, p);
+      bench_skinny_shape<SkinnyShape<1, 1, 6>>(device, "skinny 1,1,6", weights, x, out, m, p);
+      bench_skinny_shape<SkinnyShape<1, 1, 11>>(device, "skinny 1,1,11", weights, x, out, m, p);
+      bench_skinny_shape<SkinnyShape<1, 2, 5>>(device, "skinny 1,2,5", weights, x, out, m, p);
     }
-    bench_skinny_shape<SkinnyShape<2, 8, 2>>(device, "skinny 2,8,2", weights, x, out, 16, p);
-    bench_skinny_shape<SkinnyShape<2, 8, 4>>(device, "skinny 2,8,4", weights, x, out, 16, p);
-    bench_skinny_shape<SkinnyShape<2, 16, 2>>(device, "skinny 2,16,2", weights, x, out, 16, p);
+    bench_skinny_shape<SkinnyShape<2, 1, 5>>(device, "skinny 2,1,5", weights, x, out, 16, p);
+    bench_skinny_shape<SkinnyShape<2, 2, 5>>(device, "skinny 2,2,5", weights, x, out, 16, p);
   }
 }
 
@@ -105,7 +102,7 @@ void bench_gemm(const Device& device) {
     const DeviceMemory weights = random_halves(copies * p.n * p.k);
     for (const int64_t m : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
       if (p.n == kVocab && m > 256) continue;
-      const DeviceMemory x = random_halves(m * p.k), out = random_halves(m * p.n);
+      const DeviceMemory x = random_halves(m * p.k, 1.0f), out = random_halves(m * p.n);
       const double us = time_us(device.stream.get(), m > 512 ? 3 : 2 * copies, [&](int i) {
         const DeviceMemory& w = weights;
         gemm.run(device.context,
@@ -260,13 +257,18 @@ void bench_decode_attention(const Device& device) {
       }
     }
   }
-  const AttentionBatch batch(device, 256, 1, 512, kType, 16);
-  const RopeTable rope{batch.qkv.as<float>(), batch.qkv.as<float>(), 8, false};
-  const double us = time_us(device.stream.get(), 20, [&](int) {
-    rope_and_cache(device.context, view(batch.qkv, 256, kQkv), rope, batch.inputs(), llama_params(),
-                   batch.cache->layer(0));
-  });
-  print_row("rope_and_cache", "256 tokens", us, {256.0 * kQkv * 4, 0});
+  const DeviceMemory table(8192 * kDim * 2);
+  fill_floats<<<64, 256>>>(table.as<float>(), 8192 * kDim / 2, 0.5f);
+  const RopeTable rope{table.as<float>(), table.as<float>(), kDim, false};
+  for (const int64_t tokens : {1, 64, 256, 2048, 8192}) {
+    const AttentionBatch batch(device, 1, tokens, tokens, kType, 16);
+    const double us = time_us(device.stream.get(), 20, [&](int) {
+      rope_and_cache(device.context, view(batch.qkv, tokens, kQkv), rope, batch.inputs(),
+                     llama_params(), batch.cache->layer(0));
+    });
+    print_row("rope_and_cache", std::to_string(tokens) + " tokens", us,
+              {2.0 * static_cast<double>(tokens) * (2 * kQkv + 2 * kKvHeads * kDim), 0});
+  }
 }
 
 void bench_prefill_attention(const Device& device) {

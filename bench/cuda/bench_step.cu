@@ -106,7 +106,10 @@ class Step {
     return std::ssize(image);
   }
 
-  void forward() {
+  // Parts of a step that can be left out, to see what they cost.
+  enum Part { kNone, kLinears, kAttention, kRope, kNorms, kSilu };
+
+  void forward(Part without = kNone) {
     const int64_t t = inputs_.num_tokens;
     const float* norm = norm_.as<float>();
     const TensorView residual = view(residual_, t, g_.hidden), delta = view(delta_, t, g_.hidden);
@@ -122,16 +125,22 @@ class Step {
     params.scale = 0.1f;
     backend_.embed(*head_, inputs_.token_ids, residual);
     backend_.rms_norm(residual, norm, 1e-5f, normed);
+    const auto linear = [&](const LinearWeight& weight, TensorView x, TensorView out) {
+      if (without != kLinears) backend_.linear(weight, x, out);
+    };
+    const auto add_norm = [&] {
+      if (without != kNorms) backend_.add_rms_norm(residual, delta, norm, 1e-5f, normed);
+    };
     for (const Layer& layer : layers_) {
-      backend_.linear(*layer.qkv, normed, qkv);
-      backend_.rope_and_cache(qkv, rope, inputs_, params, *cache_);
-      backend_.attention(qkv, inputs_, params, *cache_, attended);
-      backend_.linear(*layer.output, attended, delta);
-      backend_.add_rms_norm(residual, delta, norm, 1e-5f, normed);
-      backend_.linear(*layer.gate_up, normed, gate_up);
-      backend_.silu_mul(gate_up, gated);
-      backend_.linear(*layer.down, gated, delta);
-      backend_.add_rms_norm(residual, delta, norm, 1e-5f, normed);
+      linear(*layer.qkv, normed, qkv);
+      if (without != kRope) backend_.rope_and_cache(qkv, rope, inputs_, params, *cache_);
+      if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
+      linear(*layer.output, attended, delta);
+      add_norm();
+      linear(*layer.gate_up, normed, gate_up);
+      if (without != kSilu) backend_.silu_mul(gate_up, gated);
+      linear(*layer.down, gated, delta);
+      add_norm();
       ++params.layer;
     }
     const int64_t n = inputs_.num_logits;
@@ -235,6 +244,32 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g) {
   }
 }
 
+// What a step loses when a part is left out.
+void bench_parts(Backend& backend, Step& step, const Geometry& g) {
+  std::printf(
+      "\n### %s decode, ctx 256: ms saved without a part\n\n"
+      "| batch | whole | linears | attention | rope | norms | silu |\n"
+      "|---|---|---|---|---|---|---|\n",
+      g.name);
+  for (const int64_t batch : {1, 8, 64, 256}) {
+    step.prepare(batch, 1, 256);
+    const auto time = [&](Step::Part without) {
+      step.forward(without);
+      backend.synchronize();
+      const int32_t graph = backend.capture_graph([&] { step.forward(without); });
+      return wall_us(backend, [&] { backend.launch_graph(graph); }) * 1e-3;
+    };
+    const double whole = time(Step::kNone);
+    std::printf("| %lld | %.3f |", static_cast<long long>(batch), whole);
+    for (const Step::Part part :
+         {Step::kLinears, Step::kAttention, Step::kRope, Step::kNorms, Step::kSilu}) {
+      std::printf(" %.3f |", whole - time(part));
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
 void bench_prefill(Backend& backend, Step& step, const Geometry& g) {
   std::printf("\n### %s prefill\n\n| tokens | ms | TFLOP/s of the linears |\n|---|---|---|\n",
               g.name);
@@ -264,6 +299,7 @@ int main(int argc, char** argv) {
     Step step(*backend, geometry);
     octavo::cuda::check_cuda(cudaDeviceSynchronize());
     bench_decode(*backend, step, geometry);
+    bench_parts(*backend, step, geometry);
     bench_prefill(*backend, step, geometry);
   }
   return 0;

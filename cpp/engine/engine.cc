@@ -110,10 +110,12 @@ bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanose
 int Engine::output_fd() const { return outbox_.fd(); }
 
 EngineStats Engine::stats() const {
-  const int64_t num_inbox_sequences = queue_.num_inbox_sequences();
+  // Read first: a sequence that moves on meanwhile is counted twice rather than not at all, since
+  // whoever drains the server waits for zero.
+  const int64_t num_unsettled_sequences = queue_.num_unsettled_sequences();
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
-  stats.num_waiting += num_inbox_sequences;
+  stats.num_waiting += num_unsettled_sequences;
   stats.heartbeat_ns = heartbeat_ns_.load(std::memory_order_relaxed);
   stats.is_healthy = is_healthy();
   return stats;
@@ -235,9 +237,8 @@ void Engine::publish() {
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);
   const SchedulerStats stats = scheduler_.stats();
-  queue_.settle({stats.num_waiting_requests, stats.num_waiting_tokens, stats.num_waiting},
-                finished_ids_, is_stalled);
   publish_stats(stats);
+  queue_.settle({stats.num_waiting_requests, stats.num_waiting_tokens}, finished_ids_, is_stalled);
   outbox_.publish();
 }
 

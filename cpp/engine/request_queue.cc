@@ -24,7 +24,7 @@ void RequestQueue::submit(Request request) {
   }
   ++inbox_load_.num_requests;
   inbox_load_.num_tokens += num_tokens;
-  inbox_load_.num_sequences += num_sequences;
+  num_inbox_sequences_ += num_sequences;
 }
 
 void RequestQueue::refuse_unless_room(const Request& request) const {
@@ -70,6 +70,7 @@ void RequestQueue::drain(std::vector<Command>& commands) {
   scheduler_load_.num_requests += inbox_load_.num_requests;
   scheduler_load_.num_tokens += inbox_load_.num_tokens;
   inbox_load_ = {};
+  num_drained_sequences_ += std::exchange(num_inbox_sequences_, 0);
 }
 
 void RequestQueue::wait(std::chrono::nanoseconds timeout) {
@@ -82,6 +83,7 @@ void RequestQueue::settle(const QueueLoad& scheduler_load, std::span<const uint6
                           bool is_output_stalled) {
   const std::lock_guard lock(mutex_);
   scheduler_load_ = scheduler_load;
+  num_drained_sequences_ = 0;
   is_output_stalled_ = is_output_stalled;
   for (const uint64_t id : finished_ids) live_ids_.erase(id);
 }
@@ -91,9 +93,9 @@ bool RequestQueue::is_closed() const {
   return closed_reason_ != nullptr;
 }
 
-int64_t RequestQueue::num_inbox_sequences() const {
+int64_t RequestQueue::num_unsettled_sequences() const {
   const std::lock_guard lock(mutex_);
-  return inbox_load_.num_sequences;
+  return num_inbox_sequences_ + num_drained_sequences_;
 }
 
 }  // namespace octavo

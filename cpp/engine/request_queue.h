@@ -18,7 +18,6 @@ namespace octavo {
 struct QueueLoad {
   int64_t num_requests = 0;
   int64_t num_tokens = 0;  // of the prompts
-  int64_t num_sequences = 0;
 };
 
 struct Command {
@@ -59,7 +58,10 @@ class RequestQueue {
               bool is_output_stalled);
 
   bool is_closed() const;
-  int64_t num_inbox_sequences() const;
+
+  // Sequences of the requests that came since the last drain() that a settle() has followed: those
+  // that the scheduler's published gauges may not count yet.
+  int64_t num_unsettled_sequences() const;
 
  private:
   void refuse_unless_room(const Request& request) const;
@@ -73,6 +75,8 @@ class RequestQueue {
   std::vector<Command> commands_;
   std::unordered_set<uint64_t> live_ids_;
   QueueLoad inbox_load_;
+  int64_t num_inbox_sequences_ = 0;
+  int64_t num_drained_sequences_ = 0;  // by the last drain(), until settle()
   QueueLoad scheduler_load_;
   bool is_output_stalled_ = false;
   const char* closed_reason_ = nullptr;

@@ -29,7 +29,7 @@ from octavo.engine.supervisor import Supervision, Supervisor
 from octavo.errors import EngineError, OctavoError, StartupTimeoutError
 from octavo.server.assembly import assemble
 from octavo.server.preflight import preflight
-from octavo.server.request_metrics import MetricsPage
+from octavo.server.request_metrics import RequestMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,13 +128,16 @@ def create_openai_api_app(engine: LLMEngine) -> App:
 
     Serve it in one process with threads or with gevent's patches: each request waits in a thread.
     """
-    assembly = assemble(engine.config, engine.runtime, MetricsPage())
+    page = engine.runtime.page
+    alone = dataclasses.replace(engine.config, api_server_count=1)
+    assembly = assemble(alone, engine.runtime, RequestMetrics())
 
     def load() -> None:
         try:
             assembly.load()
+            page.worker_ready(0, os.getpid())
         except OctavoError as error:
-            engine.runtime.page.engine_died(str(error))
+            page.engine_died(str(error))
             log.error("%s", error)  # noqa: TRY400 - the message says it all
 
     threading.Thread(target=load, name="load-model", daemon=True).start()

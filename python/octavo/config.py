@@ -115,6 +115,13 @@ class ServeConfig:
         "largest request body", default=32 << 20, parse=parse_size, minimum=1024, metavar="SIZE"
     )
     enable_admin: bool = option("serve the administration routes", default=False, parse=parse_bool)
+    admin_api_key: tuple[str, ...] = option(
+        "keys of the administration routes; without one they refuse everybody",
+        default=(),
+        parse=parse_list,
+        metavar="KEY",
+        secret=True,
+    )
 
     device: str = option(
         "where the model runs: auto, cpu, cuda or cuda:INDEX", default=AUTO, group="Engine"

@@ -224,6 +224,7 @@ CUDA_TEST(rope_rotates_and_caches) {
       for (const bool interleaved : {false, true}) {
         check_rope({dtype, kv_dtype, 64, 64, interleaved});
         check_rope({dtype, kv_dtype, 80, 32, interleaved});
+        check_rope({dtype, kv_dtype, 80, 20, interleaved});
         check_rope({dtype, kv_dtype, 96, 96, interleaved});
         check_rope({dtype, kv_dtype, 128, 128, interleaved});
         check_rope({dtype, kv_dtype, 256, 64, interleaved});

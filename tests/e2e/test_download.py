@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from e2e.tiny_model import CONFIG
 from model.hub_server import HubServer
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 REPO = "octavo-test/tiny"
 PADDING_BYTES = 48 << 20  # so that the download takes a while

@@ -124,6 +124,7 @@ def test_metrics_carry_the_durations_of_the_start(start: Launcher) -> None:
 
 def test_the_console_tells_the_start_in_order(start: Launcher) -> None:
     server = start().wait_ready()
+    wait_for(lambda: "Try: curl" in server.log(), "the last line")
     server.stop()
     log = server.log()
     wanted = [
@@ -292,6 +293,35 @@ def test_a_crash_loop_ends_with_70(start: Launcher) -> None:
 def test_the_cause_is_on_stderr_also_with_a_log_file(start: Launcher, tmp_path: Path) -> None:
     flags = ("--log-file", str(tmp_path / "log"))
     fails(start(*flags, command=FAKE, plan={"fail": ["loading_weights", 5]}), 5, "41.2 GB")
+
+
+# --- A check without a start ----------------------------------------------------------------------
+
+
+def test_check_prints_the_memory_plan_and_starts_nothing(start: Launcher) -> None:
+    server = start("--check", "--max-model-len", "2k")
+    assert server.wait() == 0
+    lines = dict(line.split(None, 1) for line in server.log().splitlines())
+    for name in ("Model", "Tokenizer", "Device", "Weights", "Workspace", "Together", "Address"):
+        assert name in lines
+    assert "67.1 MB" in server.log()
+    assert "of 2,048 tokens" in server.log()
+    assert "Loading" not in server.log()
+
+
+def test_check_finds_what_a_start_would_find(start: Launcher, tmp_path: Path) -> None:
+    fails(start("--check", model="/nowhere/model"), 3, "/nowhere/model")
+    fails(start("--check", "--chat-template", "/nowhere/t"), 2, "--chat-template")
+    fails(
+        start("--check", "--kv-cache-memory-bytes", "4096", "--max-model-len", "4k"), 5, "KV cache"
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        fails(start("--check", "--port", str(other.getsockname()[1])), 6, "--port")
+    path = tmp_path / "octavo.sock"
+    assert start("--check", "--uds", str(path)).wait() == 0
+    assert not path.exists()
 
 
 # --- Other ways to launch ------------------------------------------------------------------------

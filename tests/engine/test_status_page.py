@@ -110,13 +110,14 @@ def test_long_and_odd_texts_are_cut_at_a_character(page: StatusPage) -> None:
     assert 400 < len(page.reason) < 520
 
 
-def test_ready_workers_are_counted_by_slot(page: StatusPage) -> None:
+def test_workers_are_complete_once_all_are_ready_and_stay_so(page: StatusPage) -> None:
     page.worker_ready(0, 11)
-    page.worker_ready(1, 12)
     page.worker_ready(0, 13)
-    assert page.num_ready_workers == 2
+    assert not page.has_workers(2)
+    page.worker_ready(1, 12)
+    assert page.has_workers(2)
     page.worker_ready(1, 0)
-    assert page.num_ready_workers == 1
+    assert page.has_workers(2)
 
 
 def test_forked_and_attached_processes_see_the_same_page(page: StatusPage) -> None:

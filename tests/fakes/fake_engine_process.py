@@ -2,7 +2,8 @@
 
 The variable FAKE_ENGINE holds what it is to do, as JSON: seconds of each phase ("phase_s"), of a
 step ("step_s"), and in which phase to end how ("fail": [phase, what]): an exit code of an
-OctavoError, "hang", "eat" (all memory), or a signal's name. "fail_generation" limits that to one generation.
+OctavoError, "hang", "eat" (all memory), or a signal's name. "fail_generation" limits that to one
+generation.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import pytest
 from tokenizers import Tokenizer, models
 
@@ -18,6 +19,8 @@ from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from model.checkpoints import Tensors
 
 pytest.importorskip("octavo._core")
 llm_module = pytest.importorskip("octavo.llm")
@@ -42,10 +45,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def reference(config: dict[str, Any]) -> list[int]:
+def reference(config: dict[str, Any], weights: Tensors | None = None) -> list[int]:
     """Greedy tokens, computed without a cache."""
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
-    tensors = {name: torch.from_numpy(value) for name, value in llama_tensors(config).items()}
+    weights = llama_tensors(config) if weights is None else weights
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     if config.get("tie_word_embeddings"):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors)
@@ -83,3 +87,14 @@ def test_both_formats_generate_what_transformers_does(tmp_path: Path, name: str)
         builder.writer.add_string("llama.rope.scaling.type", "linear")
         builder.writer.add_float32("llama.rope.scaling.factor", 4.0)
     assert generate(builder.write()) == expected
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q5_0", "Q5_1"])
+def test_types_that_the_engine_unpacks_lose_nothing(tmp_path: Path, name: str) -> None:
+    type_ = gguf.GGMLQuantizationType[name]
+    rounded = {
+        name: gguf.dequantize(gguf.quantize(value, type_), type_) if value.ndim == 2 else value
+        for name, value in llama_tensors().items()
+    }
+    builder = GgufBuilder(tmp_path / "m.gguf").add_byte_level_tokenizer()
+    assert generate(builder.add_llama(quantization=type_).write()) == reference(CONFIG, rounded)

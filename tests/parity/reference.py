@@ -42,7 +42,7 @@ class Comparison:
     """How far an engine's output is from the model's own log-probabilities.
 
     Attributes:
-        max_delta: The largest |difference| of any log-probability that was reported.
+        deltas: |difference| of every log-probability that was reported.
         num_not_greedy: Output tokens that are not the reference's most likely ones.
         logprobs: The reference's, of every token of prompt and output but the first.
     """
@@ -50,15 +50,19 @@ class Comparison:
     def __init__(self, output: RequestOutput, model: Model) -> None:
         tokens = output.prompt_token_ids + output.outputs[0].token_ids
         expected = logprobs_of(model, tokens)
-        self.max_delta = max(
+        self.deltas = [
             abs(each.logprob - expected[position, id_].item())
             for position, logprobs in enumerate(reported(output))
             for id_, each in logprobs.items()
-        )
+        ]
         num_prompt = len(output.prompt_token_ids)
         greedy = expected[num_prompt - 1 : -1].argmax(-1).tolist()
         self.num_not_greedy = sum(a != b for a, b in zip(greedy, tokens[num_prompt:], strict=True))
         self.logprobs = [expected[i, id_].item() for i, id_ in enumerate(tokens[1:])]
+
+    @property
+    def max_delta(self) -> float:
+        return max(self.deltas)
 
 
 def reported(output: RequestOutput) -> Iterator[Logprobs]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from parity.reference import Comparison, llama_from_gguf
 
 from octavo import LLM, SamplingParams
+from parity.reference import Comparison, llama_from_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,8 @@ def test_bfloat16_logprobs_stay_close(
         scored = llm.generate(texts, SCORE)
     deltas = []
     for output, comparison in zip(scored, comparisons, strict=True):
-        logprobs = [next(iter(each.values())).logprob for each in (output.prompt_logprobs or [])[1:]]
+        logprobs = [
+            next(iter(each.values())).logprob for each in (output.prompt_logprobs or [])[1:]
+        ]
         deltas += [abs(a - b) for a, b in zip(logprobs, comparison.logprobs, strict=True)]
     assert sum(deltas) / len(deltas) <= MAX_MEAN_BFLOAT16

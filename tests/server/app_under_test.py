@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import tokenizers
@@ -29,6 +29,7 @@ class ByteTokenizer:
     """Token k is byte k; 256 begins a text, 257 ends one, 258 and 259 are special."""
 
     vocab_size = 260
+    special_tokens: ClassVar[dict[str, str]] = {"bos_token": "<s>", "eos_token": "</s>"}
 
     def __init__(self) -> None:
         vocab = {character: byte for byte, character in enumerate(_alphabet())}
@@ -63,6 +64,8 @@ class PlainTemplate:
         seen: The messages rendered last.
         ending: What comes after the generation prompt.
     """
+
+    source = "{{ messages }}"
 
     def __init__(self) -> None:
         self.seen: Sequence[dict[str, Any]] = ()

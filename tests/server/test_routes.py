@@ -88,6 +88,29 @@ class TestKeys:
         assert server.client.simulate_get("/v1/models").status_code == 200
 
 
+class TestAdministration:
+    ROUTES = (("POST", "/reset_prefix_cache"), ("GET", "/server_info"))
+
+    def test_absent_by_default(self, server: Server) -> None:
+        for method, path in self.ROUTES:
+            assert server.client.simulate_request(method, path).status_code == 404
+
+    def test_needs_its_own_key(self) -> None:
+        server = Server(enable_admin=True, admin_api_key=("root",), api_key=("user",))
+        for method, path in self.ROUTES:
+            for key, status in (("root", 200), ("user", 401), ("", 401)):
+                headers = {"Authorization": f"Bearer {key}"}
+                result = server.client.simulate_request(method, path, headers=headers)
+                assert result.status_code == status
+        headers = {"Authorization": "Bearer root"}
+        assert server.client.simulate_get("/v1/models", headers=headers).status_code == 401
+
+    def test_without_a_key_nobody_gets_in(self) -> None:
+        server = Server(enable_admin=True)
+        for method, path in self.ROUTES:
+            assert server.client.simulate_request(method, path).status_code == 401
+
+
 def test_request_id(server: Server) -> None:
     echoed = server.client.simulate_get("/version", headers={"X-Request-Id": "abc-1"})
     assert echoed.headers["X-Request-Id"] == "abc-1"

@@ -13,7 +13,7 @@ SCHEMA = schemathesis.openapi.from_wsgi("/openapi.json", SERVER.app)
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 def test_keeps_to_the_document(case) -> None:
     # What a model refuses beyond the form of a request, such as a token id that it does not have,
     # no schema can say: so acceptance of every valid body is not checked.

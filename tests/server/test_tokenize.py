@@ -61,3 +61,5 @@ def test_info(server: Server) -> None:
     info = server.client.simulate_get("/tokenizer_info").json
     assert info["vocab_size"] == 260
     assert info["eos_token_ids"] == [257]
+    assert (info["bos_token"], info["eos_token"], info["pad_token"]) == ("<s>", "</s>", None)
+    assert info["chat_template"] == "{{ messages }}"

@@ -13,6 +13,12 @@
 namespace octavo::cpu {
 namespace {
 
+constexpr int64_t kCacheLineBytes = 64;
+// How far ahead of the product the panel is fetched: about the latency of DRAM at the rate of one
+// core's share of its bandwidth.
+constexpr int64_t kPrefetchBytes = 1024;
+
+
 // Adds one block, given its exact integer sums (one for each scale), to a row's accumulator.
 template <PanelFormat kFormat>
 inline Vec add_block(Vec acc, const __m512i (&sums)[2], const Vec (&scale)[2], Vec minimum,
@@ -80,8 +86,8 @@ struct QuantProduct {
     const auto* minima =
         reinterpret_cast<const uint16_t*>(panel + minima_offset(kLayout, num_blocks));
     for (int64_t b = 0; b < num_blocks; ++b) {
-      for (int64_t i = 0; i < kBlockBytes; i += kVectorBytes) {
-        _mm_prefetch(panel + b * kBlockBytes + i + PF, _MM_HINT_T0);
+      for (int64_t i = 0; i < kBlockBytes; i += kCacheLineBytes) {
+        _mm_prefetch(panel + b * kBlockBytes + i + kPrefetchBytes, _MM_HINT_T0);
       }
       __m512i w[kBlockVectors];
       unpack_block<kFormat>(panel + b * kLayout.quant_bytes, w);

@@ -16,12 +16,13 @@ from octavo.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Name and help; the module is octavo.cli.NAME with add_parser(subparsers).
+# Name and help; the module is octavo.cli.NAME (- is _ there) with add_parser(subparsers).
 COMMANDS = {
     "serve": "serve a model over the OpenAI API",
     "chat": "talk to a model in the terminal",
     "complete": "continue a text",
     "bench": "measure speed",
+    "run-batch": "answer the requests of a file",
     "pull": "download a model",
     "doctor": "look at this machine: CPU, GPU, limits, model cache",
     "completion": "print a shell completion script",
@@ -87,7 +88,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         if command is None or command == name:
-            importlib.import_module(f"octavo.cli.{name}").add_parser(subparsers)
+            module = importlib.import_module(f"octavo.cli.{name.replace('-', '_')}")
+            module.add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=text)
     for each in subparsers.choices.values():

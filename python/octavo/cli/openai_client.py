@@ -208,6 +208,19 @@ class OpenAIClient:
                 raise ServerError(message)
             yield Answer(_events(response), started_s)
 
+    def post(self, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """Post a JSON body; returns the response, whatever its status, and its body.
+
+        Raises:
+            ServerError: Nobody answers, or not to the end.
+        """
+        with contextlib.closing(self._connect()) as connection:
+            response = self._exchange(connection, "POST", path, body)
+            try:
+                return response, response.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise ServerError(f"{self.url} broke off its answer: {_reason(error)}") from None
+
     def _get(self, path: str) -> tuple[int, dict[str, Any]]:
         with contextlib.closing(self._connect()) as connection:
             response = self._exchange(connection, "GET", path, None)

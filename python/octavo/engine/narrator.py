@@ -80,8 +80,8 @@ class Narrator(Observer):
                 log.info("Loading model… %s: %.2f s", _TITLES[phase], seconds)
 
     def _tell_ready(self, page: StatusPage, state: EngineState) -> None:
-        """Once for each engine, when a worker is ready too."""
-        if "ready" in self._told or not page.num_ready_workers:
+        """Once for each engine, when the workers are ready too."""
+        if "ready" in self._told or not page.has_workers(self._config.api_server_count):
             return
         self._told.add("ready")
         self._clear_line()

@@ -47,6 +47,7 @@ _LIVENESS_NS = 11
 _PHASE_NS = 16  # start of each phase, len(PHASES) words
 # Words of the HTTP workers
 _WORKER_FAILURE = 32  # exit code + 1 of a worker that cannot serve
+_WORKERS_COMPLETE = 33  # 1 once all of them could serve at the same time
 _WORKER_PIDS = 64  # of the workers that can serve, one slot each
 _NUM_WORKER_SLOTS = 64
 
@@ -126,6 +127,7 @@ class StatusPage:
         for index in range(first, len(PHASES)):
             words[_PHASE_NS + index] = 0
         words[_GENERATION] += 1
+        self._write_text(_REASON, "")
         self.enter("configuring")
         words[_ENGINE_DOWN] = 0
         return int(words[_GENERATION])
@@ -188,10 +190,18 @@ class StatusPage:
         """Count an HTTP worker as able to serve; pid 0 takes it back."""
         self._words[_WORKER_PIDS + slot % _NUM_WORKER_SLOTS] = pid
 
-    @property
-    def num_ready_workers(self) -> int:
-        """HTTP workers able to serve."""
-        return sum(1 for pid in self._words[_WORKER_PIDS : _WORKER_PIDS + _NUM_WORKER_SLOTS] if pid)
+    def has_workers(self, count: int) -> bool:
+        """So many HTTP workers have been able to serve at the same time.
+
+        It stays true when one of them dies: the others serve, and its successor does not accept
+        connections before it can.
+        """
+        if not self._words[_WORKERS_COMPLETE]:
+            pids = self._words[_WORKER_PIDS : _WORKER_PIDS + _NUM_WORKER_SLOTS]
+            if sum(1 for pid in pids if pid) < count:
+                return False
+            self._words[_WORKERS_COMPLETE] = 1
+        return True
 
     def worker_failed(self, code: int, reason: str) -> None:
         """End the server: an HTTP worker found something that no restart will mend."""

@@ -52,6 +52,7 @@ class ChatTemplate:
     """A model's chat template, compiled once. Thread-safe.
 
     Attributes:
+        source: The template's text.
         wants_parts: Whether the template takes message content as a list of parts; otherwise parts
             are joined to one text.
 
@@ -73,6 +74,7 @@ class ChatTemplate:
         )
         self._slack = _OUTPUT_SLACK + _OUTPUT_PER_INPUT * len(source)
         self._special_tokens = dict(special_tokens or {})
+        self.source = source
         self.wants_parts = _loops_over_content(environment.parse(source))
 
     def render(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ _DTYPES = frozenset(
 # Tables that a model derives from its configuration.
 _DERIVED = ("rope_freqs.weight", ".rotary_emb.inv_freq")
 _MAX_NAMES = 8
+_MAX_THREADS = 8  # enough to copy from the page cache faster than a bus takes it
 
 
 def load_weights(
@@ -49,7 +51,7 @@ def load_weights(
     source: TensorSource,
     *,
     progress: Progress | None = None,
-    num_threads: int = 4,
+    num_threads: int = 0,
 ) -> list[str]:
     """Read every weight that the engine asks for and hand it over.
 
@@ -57,8 +59,8 @@ def load_weights(
         engine: Its weight_specs() say what is needed.
         source: Where the tensors are.
         progress: Called with bytes done and bytes in all, from the calling thread.
-        num_threads: Tensors read and packed at the same time; each takes a buffer as large as the
-            largest tensor it meets.
+        num_threads: Tensors read and packed at the same time, each in a buffer as large as the
+            largest tensor it meets; 0 for as many as there are cores, at most 8.
 
     Returns:
         The names of tensors that no weight uses.
@@ -81,7 +83,8 @@ def load_weights(
         return entry.num_bytes
 
     done = 0
-    with ThreadPoolExecutor(max(num_threads, 1), "load-weights") as pool:
+    num_threads = num_threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    with ThreadPoolExecutor(num_threads, "load-weights") as pool:
         futures = [pool.submit(load, spec) for spec in specs]
         try:
             for future in as_completed(futures):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
+from octavo.server.admin import ResetPrefixCacheResource, ServerInfoResource
 from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
 from octavo.server.error_responses import add_error_handlers
@@ -47,7 +48,7 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
         middleware=[
             RequestContext(),
             Origins(context.config.allowed_origins),
-            ApiKeys(context.api_keys),
+            ApiKeys(context.api_keys, context.config.admin_api_key),
             ReadinessMiddleware(readiness),
         ]
     )
@@ -62,7 +63,7 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     """Path to resource."""
     store = ResponseStore(is_enabled=context.config.api_server_count == 1)
     openapi = OpenApiResource(context.config.root_path)
-    table = {
+    table: dict[str, object] = {
         **probe_routes(readiness, context.engine),
         "/version": VersionResource(),
         "/metrics": MetricsResource(context),
@@ -83,5 +84,8 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         "/docs": PageResource("docs.html"),
         "/": PageResource("playground.html"),
     }
+    if context.config.enable_admin:
+        table["/reset_prefix_cache"] = ResetPrefixCacheResource(context)
+        table["/server_info"] = ServerInfoResource(context)
     openapi.describe(table)
     return table

@@ -13,7 +13,6 @@ from octavo.server.app import create_app
 from octavo.server.context import ServerContext
 from octavo.server.preflight import find_model
 from octavo.server.readiness import Deferred, Readiness
-from octavo.server.request_metrics import RequestMetrics
 from octavo.server.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from octavo.engine.status_page import StatusPage
     from octavo.model.resolve import ResolvedModel
     from octavo.server.app import App
-    from octavo.server.request_metrics import MetricsPage
+    from octavo.server.request_metrics import RequestMetrics
 
 _DOWNLOAD_TICK_S = 0.1
 _DOWNLOADED = PHASES.index("downloading") + 1
@@ -63,16 +62,13 @@ class Assembly:
         return found
 
 
-def assemble(
-    config: ServeConfig, runtime: Runtime, metrics: MetricsPage, slot: int = 0
-) -> Assembly:
+def assemble(config: ServeConfig, runtime: Runtime, metrics: RequestMetrics) -> Assembly:
     """Build a worker's application and begin to connect it to the engine.
 
     Args:
-        config: The server's settings.
+        config: The server's settings; it is ready once api_server_count workers are.
         runtime: What its processes share.
-        metrics: Where all its workers count.
-        slot: This worker's place there.
+        metrics: Where this worker counts.
     """
     client = SocketEngineClient(runtime.socket_path, runtime.page)
     model: Deferred[ServedModel] = Deferred()
@@ -80,10 +76,15 @@ def assemble(
         engine=client,
         config=config,
         model=model.get,
-        metrics=RequestMetrics(metrics, slot),
+        metrics=metrics,
         api_keys=config.api_keys(),
     )
-    readiness = Readiness(client, lambda: model.is_loaded and client.is_connected())
+
+    def is_worker_ready() -> bool:
+        others = runtime.page.has_workers(config.api_server_count)
+        return others and model.is_loaded and client.is_connected()
+
+    readiness = Readiness(client, is_worker_ready)
     app = create_app(context, readiness)
     client.start()
     return Assembly(app, client, config, runtime.page, model)

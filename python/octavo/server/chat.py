@@ -27,7 +27,7 @@ from octavo.server.schemas.chat import (
     ToolCall,
     ToolCallDelta,
 )
-from octavo.server.sse import DONE, KEEP_ALIVE, event
+from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
 from octavo.server.streaming import stream_generation
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from octavo.server.parsers.answer import CallDelta, Parts
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
+_MARK = "\ue000"
 
 
 class ChatResource:
@@ -103,12 +104,15 @@ class _Answer:
     def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
         """The chunks of a stream."""
         yield from self._openings()
+        plain = self._plain_events()
         for piece in pieces:
             if piece is None:
                 yield KEEP_ALIVE
                 continue
             parts = self._run.parts(piece)
-            if parts or piece.finish_reason or piece.logprobs or self._request.return_token_ids:
+            if plain and parts.is_only_content and piece.finish_reason is None:
+                yield plain[piece.choice].event(parts.content)
+            elif parts or piece.finish_reason or piece.logprobs or self._request.return_token_ids:
                 yield event(self._chunk([self._chunk_choice(piece, parts)]))
         if self._request.includes_usage:
             last = self._chunk([])
@@ -124,6 +128,17 @@ class _Answer:
             if self._request.return_token_ids:
                 chunk.prompt_token_ids = self._generation.prompts[0].token_ids
             yield event(chunk)
+
+    def _plain_events(self) -> list[TextEvents]:
+        """For chunks that carry nothing but text; empty where every chunk carries more."""
+        request = self._request
+        if request.logprobs or request.return_token_ids or request.includes_usage_always:
+            return []
+        choices = (
+            ChunkChoice(index=index, delta=Delta(content=_MARK))
+            for index in range(self._generation.n)
+        )
+        return [TextEvents(self._chunk([choice]), _MARK) for choice in choices]
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
         always = self._request.includes_usage_always

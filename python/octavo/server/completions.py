@@ -20,7 +20,7 @@ from octavo.server.schemas.completions import (
     CompletionRequest,
     CompletionResponse,
 )
-from octavo.server.sse import DONE, KEEP_ALIVE, event
+from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
 from octavo.server.streaming import stream_generation
 from octavo.server.work import Route, plan
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from octavo.server.schemas.shared import Usage
 
 _DECODER = msgspec.json.Decoder(CompletionRequest)
+_MARK = "\ue000"
 
 
 class CompletionsResource:
@@ -126,9 +127,13 @@ class _Answer:
     def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
         """The chunks of a stream."""
         always = self._request.includes_usage_always
+        plain = self._plain_events()
         for piece in pieces:
             if piece is None:
                 yield KEEP_ALIVE
+                continue
+            if plain and piece.text and not piece.finish_reason and self._has_begun[piece.choice]:
+                yield plain[piece.choice].event(piece.text)
                 continue
             choice = self._choice(piece)
             if choice.text or choice.finish_reason or choice.logprobs or choice.token_ids:
@@ -136,6 +141,15 @@ class _Answer:
         if self._request.includes_usage:
             yield event(self._response([], usage=True))
         yield DONE
+
+    def _plain_events(self) -> list[TextEvents]:
+        """For chunks that carry nothing but text; empty where every chunk carries more."""
+        request = self._request
+        is_plain = request.logprobs is None and not request.return_token_ids
+        if not is_plain or request.includes_usage_always or request.max_tokens == 0:
+            return []
+        choices = (CompletionChoice(index=index, text=_MARK) for index in range(len(self._columns)))
+        return [TextEvents(self._response([choice], usage=False), _MARK) for choice in choices]
 
     def _response(self, choices: list[CompletionChoice], *, usage: bool) -> CompletionResponse:
         head = self._head

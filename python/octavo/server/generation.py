@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octavo.errors import OctavoError
 from octavo.model.detokenizer import Detokenizer, DetokenizerOptions
+from octavo.server.merged_streams import MergedStreams, OneStream
 from octavo.server.schemas.shared import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from octavo.engine.client import EngineClient, Logprob, RequestOutput, RequestStream
     from octavo.model.detokenizer import TokenBytes
     from octavo.sampling_params import SamplingParams
     from octavo.server.context import ServerContext
+    from octavo.server.merged_streams import Outputs
     from octavo.server.prompts import Prompt
     from octavo.server.request_metrics import RequestMetrics
     from octavo.server.work import Work
@@ -83,7 +83,9 @@ class Generation:
             self._end("error")
             raise
         one = len(self._streams) == 1
-        self._outputs: _Outputs = _One(self._streams[0]) if one else _Merged(self._streams)
+        self._outputs: Outputs = (
+            OneStream(self._streams[0]) if one else MergedStreams(self._streams)
+        )
 
     def get(self, timeout: float | None = None) -> Piece | None:
         """The next piece; None after `timeout` seconds, or once is_finished.
@@ -140,16 +142,21 @@ class Generation:
 
     def _take(self, index: int, output: RequestOutput) -> Piece | None:
         self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
-        self.prompt_logprobs[index] += output.prompt_logprobs
+        if output.prompt_logprobs:
+            self.prompt_logprobs[index] += output.prompt_logprobs
         number = index * self.n + output.sequence_index
         choice = self._choices[number]
         if choice.is_finished or not (output.token_ids or output.finish_reason):
             return None
         piece = choice.take(number, output)
-        siblings = self._choices[index * self.n : (index + 1) * self.n]
-        if choice.is_finished and all(sibling.is_finished for sibling in siblings):
+        if choice.is_finished and self._is_over(index):
             self._streams[index].abort()
         return piece
+
+    def _is_over(self, index: int) -> bool:
+        """Every choice of a prompt has finished."""
+        choices = self._choices[index * self.n : (index + 1) * self.n]
+        return all(choice.is_finished for choice in choices)
 
 
 class _Choice:
@@ -237,68 +244,6 @@ class _Timer:
     def finish(self, reason: str, num_tokens: int) -> None:
         """The choice ended."""
         self._metrics.finished(reason, time.monotonic() - self._started, num_tokens)
-
-
-class _Outputs:
-    """Outputs of several streams with the index of the stream."""
-
-    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
-        raise NotImplementedError
-
-    @property
-    def is_finished(self) -> bool:
-        raise NotImplementedError
-
-
-class _One(_Outputs):
-    def __init__(self, stream: RequestStream) -> None:
-        self._stream = stream
-
-    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
-        output = self._stream.get(timeout)
-        return None if output is None else (0, output)
-
-    @property
-    def is_finished(self) -> bool:
-        return self._stream.is_finished
-
-
-class _Merged(_Outputs):
-    """A reader for each stream, all writing to one queue, in the order of arrival."""
-
-    def __init__(self, streams: Sequence[RequestStream]) -> None:
-        self._queue: queue.Queue[tuple[int, RequestOutput | OctavoError | None]] = queue.Queue()
-        self._running = len(streams)
-        for index, stream in enumerate(streams):
-            threading.Thread(target=self._read, args=(index, stream), daemon=True).start()
-
-    def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
-        while self._running:
-            try:
-                index, item = self._queue.get(timeout=timeout)
-            except queue.Empty:
-                return None
-            if item is None:
-                self._running -= 1
-            elif isinstance(item, OctavoError):
-                self._running = 0
-                raise item
-            else:
-                return index, item
-        return None
-
-    @property
-    def is_finished(self) -> bool:
-        return self._running == 0
-
-    def _read(self, index: int, stream: RequestStream) -> None:
-        try:
-            for output in stream:
-                self._queue.put((index, output))
-        except OctavoError as error:
-            self._queue.put((index, error))
-        else:
-            self._queue.put((index, None))
 
 
 def _submit(

@@ -17,6 +17,7 @@ class Tokenizer(Protocol):
 
     token_bytes: TokenBytes
     vocab_size: int
+    special_tokens: dict[str, str]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -27,6 +28,8 @@ class Tokenizer(Protocol):
 
 class ChatTemplate(Protocol):
     """Conversations to text."""
+
+    source: str
 
     def render(
         self,

@@ -98,12 +98,18 @@ class TokenizerInfoResource:
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """What a client needs to prepare prompts itself."""
         info, model = self._context.model_info(), self._context.model()
+        special = model.tokenizer.special_tokens
         resp.data = msgspec.json.encode(
             TokenizerInfo(
                 tokenizer_class=type(model.tokenizer).__name__,
                 vocab_size=model.tokenizer.vocab_size,
                 max_model_len=info.max_model_len,
                 eos_token_ids=list(model.eos_token_ids),
+                bos_token=special.get("bos_token"),
+                eos_token=special.get("eos_token"),
+                pad_token=special.get("pad_token"),
+                unk_token=special.get("unk_token"),
+                chat_template=model.chat_template.source if model.chat_template else None,
             )
         )
 

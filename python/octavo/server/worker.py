@@ -47,6 +47,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._shared: Shared = self.app.octavo
         self._page = self._shared.runtime.page
         self._active = 0  # requests being answered
+        self._notified = 0.0  # when the arbiter last heard of us
         with contextlib.suppress(OSError):
             os.close(self._shared.lifeline)
         die_with_parent(self.ppid)
@@ -55,9 +56,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Build the app around a client of this server's engine."""
         from octavo.server.assembly import assemble  # noqa: PLC0415 - after gevent's patches
+        from octavo.server.request_metrics import RequestMetrics  # noqa: PLC0415
 
         shared = self._shared
-        self._assembly = assemble(shared.config, shared.runtime, shared.metrics, self.slot)
+        metrics = RequestMetrics(shared.metrics, self.slot)
+        self._assembly = assemble(shared.config, shared.runtime, metrics)
         self.wsgi = self._assembly.app
         gevent.get_hub().threadpool.spawn(self._load_model)  # a thread proper, not a greenlet
 
@@ -91,13 +94,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to end, then finish what runs."""
+        while self._is_wanted() and self._is_late():
+            self._rest()
         servers = [self._listen(listener) for listener in self.sockets]
-        notified = 0.0
-        while self.alive and not self._page.is_draining:
-            if time.monotonic() - notified >= _NOTIFY_S:
-                self.notify()
-                notified = time.monotonic()
-            gevent.sleep(_TICK_S)
+        while self._is_wanted():
+            self._rest()
         self.alive = False  # from here on every answer closes its connection
         gevent.sleep(_TICK_S)  # a service manager signals all of us: the arbiter may be second
         if not self._page.is_draining:
@@ -107,6 +108,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for server in servers:
             server.stop(timeout=0)
         self._assembly.client.close()
+
+    def _is_wanted(self) -> bool:
+        return self.alive and not self._page.is_draining
+
+    def _is_late(self) -> bool:
+        """Others serve already: leave the connections to them until this worker can."""
+        count = self._shared.config.api_server_count
+        return count > 1 and self._page.has_workers(count) and not self._assembly.model.is_loaded
+
+    def _rest(self) -> None:
+        if time.monotonic() - self._notified >= _NOTIFY_S:
+            self._notified = time.monotonic()
+            self.notify()
+        gevent.sleep(_TICK_S)
 
     def _listen(self, listener: Any) -> StreamServer:
         listener.settimeout(None)
@@ -133,8 +148,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _wait_idle(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self._active and time.monotonic() < deadline:
-            self.notify()
-            gevent.sleep(_TICK_S)
+            self._rest()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """An idle connection that is closed at the end is no error."""

@@ -363,6 +363,19 @@ TEST_F(EngineTest, StatsCount) {
   EXPECT_GT(stats.step_seconds, stats.device_seconds);
 }
 
+TEST_F(EngineTest, ARequestIsCountedAtEveryMoment) {
+  engine_->submit(make_request(1, 4, 1));
+  EXPECT_EQ(engine_->stats().num_waiting, 1);
+  int64_t num_during_step = 0;
+  runner_->before_run = [&](const ScheduledBatch&) {
+    const EngineStats stats = engine_->stats();
+    num_during_step = stats.num_waiting + stats.num_running;
+  };
+  engine_->step();
+  EXPECT_EQ(num_during_step, 1);
+  EXPECT_EQ(engine_->stats().num_waiting, 0);
+}
+
 TEST_F(EngineTest, TheHeartbeatIsStoredAtEachStep) {
   std::atomic<int64_t> heartbeat{0};
   engine_->set_heartbeat(&heartbeat);

@@ -49,7 +49,7 @@ TEST_F(RequestQueueTest, RefusesMoreRequestsThanItsLimit) {
   EXPECT_THROW(queue_.submit(request(3)), QueueFullError);
   queue_.drain(commands_);
   EXPECT_THROW(queue_.submit(request(3)), QueueFullError);  // they wait in the scheduler now
-  queue_.settle({2, 2, 2}, {}, false);
+  queue_.settle({2, 2}, {}, false);
   queue_.submit(request(3));
   EXPECT_THROW(queue_.submit(request(4)), QueueFullError);
 }
@@ -59,7 +59,7 @@ TEST_F(RequestQueueTest, RefusesMoreTokensThanItsLimit) {
   EXPECT_THROW(queue_.submit(request(2, 41)), QueueFullError);
   queue_.submit(request(3, 40));
   queue_.drain(commands_);
-  queue_.settle({1, 60, 1}, {}, false);
+  queue_.settle({1, 60}, {}, false);
   EXPECT_THROW(queue_.submit(request(4, 41)), QueueFullError);
   queue_.submit(request(5, 40));
 }
@@ -117,12 +117,15 @@ TEST_F(RequestQueueTest, RefusesAfterCloseWithTheFirstReason) {
   EXPECT_EQ(commands_.size(), 1);
 }
 
-TEST_F(RequestQueueTest, CountsTheSequencesOfTheInbox) {
+TEST_F(RequestQueueTest, CountsSequencesUntilTheStepThatTookThemIsSettled) {
   queue_.submit(request(1, 1, 5));
   queue_.submit(request(2));
-  EXPECT_EQ(queue_.num_inbox_sequences(), 6);
+  EXPECT_EQ(queue_.num_unsettled_sequences(), 6);
   queue_.drain(commands_);
-  EXPECT_EQ(queue_.num_inbox_sequences(), 0);
+  queue_.submit(request(3));
+  EXPECT_EQ(queue_.num_unsettled_sequences(), 7);
+  queue_.settle({}, {}, false);
+  EXPECT_EQ(queue_.num_unsettled_sequences(), 1);
 }
 
 TEST_F(RequestQueueTest, WaitEndsWithACommandWithCloseOrInTime) {

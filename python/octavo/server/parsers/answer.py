@@ -37,6 +37,11 @@ class Parts:
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.calls)
 
+    @property
+    def is_only_content(self) -> bool:
+        """Content and nothing else."""
+        return bool(self.content) and not (self.reasoning or self.calls)
+
     def extend(self, later: Parts) -> None:
         """Append what came later."""
         self.content += later.content
@@ -73,7 +78,7 @@ class AnswerParser:
     def feed(self, text: str) -> Parts:
         """Take more text."""
         if self._reasoning is None:
-            return self._content(text)
+            return self._content(text) if self._tools else Parts(text)
         thought, content = self._reasoning.feed(text)
         parts = self._content(content)
         parts.reasoning = thought

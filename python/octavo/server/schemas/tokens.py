@@ -52,3 +52,8 @@ class TokenizerInfo(msgspec.Struct, kw_only=True):
     vocab_size: int
     max_model_len: int
     eos_token_ids: list[int]
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    chat_template: str | None = None
