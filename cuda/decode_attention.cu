@@ -6,12 +6,11 @@
 // of the next are on their way. The last block of a sequence to finish combines the chunks in their
 // order, so the result does not depend on timing.
 // Bound: memory, 2 * sum(seq_len) * num_kv_heads * head_dim * sizeof(KV) bytes.
-#include "cuda/decode_attention.h"
-
 #include <algorithm>
 
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/decode_attention.h"
 
 namespace octavo::cuda {
 namespace {

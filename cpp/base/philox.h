@@ -1,5 +1,6 @@
 // Counter-based random numbers: the same (seed, stream, position) gives the same number on every
-// backend, in any batch. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
+// backend, in any batch. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// 2011.
 #pragma once
 
 #include <array>
@@ -31,9 +32,9 @@ OCTAVO_HOST_DEVICE inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t
 
 // A float in (0, 1] for draw `index` at `position` of the stream `seed`.
 OCTAVO_HOST_DEVICE inline float philox_uniform(uint64_t seed, uint64_t position, uint32_t index) {
-  const auto words = philox4x32(
-      {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), index, 0},
-      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const auto words =
+      philox4x32({static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), index, 0},
+                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   return (static_cast<float>(words[0] >> 8) + 1.0f) * (1.0f / 16777216.0f);
 }
 

@@ -157,8 +157,8 @@ void bind_engine(py::module_& module) {
       .def("submit", &submit, py::arg("request_id"), py::arg("token_ids"), py::arg("sampling"),
            py::arg("priority") = 0, py::arg("cache_salt") = 0)
       .def(
-          "abort", [](Handle& h, uint64_t id) { h.loaded->engine().abort(id); }, py::arg("request_id"),
-          ReleaseGil())
+          "abort", [](Handle& h, uint64_t id) { h.loaded->engine().abort(id); },
+          py::arg("request_id"), ReleaseGil())
       .def(
           "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
           ReleaseGil())

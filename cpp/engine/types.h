@@ -13,12 +13,12 @@ namespace octavo {
 struct EngineConfig {
   BackendOptions backend;
 
-  int64_t max_model_len = 0;            // tokens of prompt and output together
-  int64_t block_size = 16;              // tokens of a KV block
-  int64_t num_blocks = 0;               // 0 = from kv_cache_memory_bytes
-  int64_t kv_cache_memory_bytes = 0;    // 0 = from the device's free memory
-  double gpu_memory_utilization = 0.92; // CUDA, when kv_cache_memory_bytes is 0
-  std::string kv_cache_dtype = "auto";  // auto, float32, float16, bfloat16, fp8, int8
+  int64_t max_model_len = 0;             // tokens of prompt and output together
+  int64_t block_size = 16;               // tokens of a KV block
+  int64_t num_blocks = 0;                // 0 = from kv_cache_memory_bytes
+  int64_t kv_cache_memory_bytes = 0;     // 0 = from the device's free memory
+  double gpu_memory_utilization = 0.92;  // CUDA, when kv_cache_memory_bytes is 0
+  std::string kv_cache_dtype = "auto";   // auto, float32, float16, bfloat16, fp8, int8
 
   int32_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
@@ -40,11 +40,11 @@ struct EngineConfig {
 // "<QIIIIiIIB3x" (40 bytes).
 struct OutputRecord {
   uint64_t request_id;
-  uint32_t sequence_index;   // 0 .. n - 1
-  uint32_t num_tokens;       // of OutputBatch::token_ids, in record order
+  uint32_t sequence_index;  // 0 .. n - 1
+  uint32_t num_tokens;      // of OutputBatch::token_ids, in record order
   uint32_t num_prompt_tokens;
-  uint32_t num_cached_tokens;  // prompt tokens served from the prefix cache
-  int32_t stop_token_id;       // the id that ended the sequence, else -1
+  uint32_t num_cached_tokens;    // prompt tokens served from the prefix cache
+  int32_t stop_token_id;         // the id that ended the sequence, else -1
   uint32_t num_logprobs;         // entries of OutputBatch::logprobs
   uint32_t num_prompt_logprobs;  // entries of OutputBatch::prompt_logprobs
   uint8_t finish_reason;         // FinishReason
@@ -57,8 +57,8 @@ struct OutputBatch {
   uint16_t connection = 0;
   std::vector<OutputRecord> records;
   std::vector<int32_t> token_ids;
-  std::vector<LogprobEntry> logprobs;         // "<ifi" each
-  std::vector<LogprobEntry> prompt_logprobs;  // "<ifi" each
+  std::vector<LogprobEntry> logprobs;                    // "<ifi" each
+  std::vector<LogprobEntry> prompt_logprobs;             // "<ifi" each
   std::vector<std::pair<uint64_t, std::string>> errors;  // request id, message of the catalogue
 };
 
@@ -79,10 +79,10 @@ struct EngineStats {
   int64_t max_model_len = 0;
   int64_t kv_cache_bytes = 0;
   int64_t weight_bytes = 0;
-  double step_seconds = 0;       // total time inside steps
-  double device_seconds = 0;     // of it inside StepRunner::run
-  int64_t heartbeat_ns = 0;      // CLOCK_MONOTONIC of the last step or idle tick
-  bool is_healthy = true;        // false: the device is lost, nothing will be computed any more
+  double step_seconds = 0;    // total time inside steps
+  double device_seconds = 0;  // of it inside StepRunner::run
+  int64_t heartbeat_ns = 0;   // CLOCK_MONOTONIC of the last step or idle tick
+  bool is_healthy = true;     // false: the device is lost, nothing will be computed any more
 };
 
 }  // namespace octavo

@@ -20,8 +20,8 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // over output tokens
   float frequency_penalty = 0.0f;   // over output tokens, times their count
   std::vector<std::pair<int32_t, float>> logit_bias;
-  std::vector<int32_t> allowed_token_ids;         // empty allows all
-  std::vector<std::vector<int32_t>> bad_words;    // token sequences that must not be completed
+  std::vector<int32_t> allowed_token_ids;       // empty allows all
+  std::vector<std::vector<int32_t>> bad_words;  // token sequences that must not be completed
 
   std::optional<uint64_t> seed;  // absent: derived from the engine's seed and the request id
 

@@ -23,9 +23,9 @@ struct ScheduledSequence {
 
   bool samples = false;  // the last known token is scheduled: a next token comes back
   const SamplingParams* sampling = nullptr;
-  uint64_t seed = 0;                        // resolved; the draw's counter is token_ids.size()
+  uint64_t seed = 0;                          // resolved; the draw's counter is token_ids.size()
   std::span<const int32_t> banned_token_ids;  // end and stop ids while under min_tokens
-  std::span<const uint32_t> token_bitmask;  // [ceil(vocab / 32)], bit set = allowed; empty = all
+  std::span<const uint32_t> token_bitmask;    // [ceil(vocab / 32)], bit set = allowed; empty = all
 };
 
 struct ScheduledBatch {
@@ -40,7 +40,7 @@ struct ScheduledBatch {
 
 // Row i belongs to batch.sequences[i]. Reused from step to step: clear() keeps the capacity.
 struct StepResult {
-  std::vector<int32_t> token_ids;  // [num_sequences]; -1 where samples is false
+  std::vector<int32_t> token_ids;   // [num_sequences]; -1 where samples is false
   std::vector<uint8_t> is_invalid;  // [num_sequences]; 1: the logits hold a NaN, end with an error
 
   // Entries of the sampled token: 1 + sampling->logprobs of them (the chosen token first, then the

@@ -125,9 +125,7 @@ PYBIND11_MODULE(_sched_testing, module) {
            [](Simulation& self, uint64_t id, int32_t index) {
              return octavo::testing::as_tuple(self.output(id, index));
            })
-      .def("alone",
-           [](const Simulation& self, uint64_t id, int32_t index) {
-             return octavo::testing::as_tuple(self.alone(id, index));
-           })
+      .def("alone", [](const Simulation& self, uint64_t id,
+                       int32_t index) { return octavo::testing::as_tuple(self.alone(id, index)); })
       .def("stats", &octavo::testing::stats_of);
 }

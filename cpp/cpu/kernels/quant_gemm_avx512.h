@@ -18,7 +18,6 @@ constexpr int64_t kCacheLineBytes = 64;
 // core's share of its bandwidth.
 constexpr int64_t kPrefetchBytes = 1024;
 
-
 // Adds one block, given its exact integer sums (one for each scale), to a row's accumulator.
 template <PanelFormat kFormat>
 inline Vec add_block(Vec acc, const __m512i (&sums)[2], const Vec (&scale)[2], Vec minimum,

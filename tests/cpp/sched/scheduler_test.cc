@@ -1,50 +1,24 @@
-// What a step computes: admission, chunks, budgets, order, preemption, sharing.
+// What a step computes: admission, chunks, budgets, order.
 #include "sched/scheduler.h"
 
 #include <gtest/gtest.h>
 
-#include <numeric>
 #include <set>
 #include <vector>
 
 #include "base/check.h"
 #include "base/errors.h"
+#include "sched/requests.h"
 #include "sched/simulation.h"
 
 namespace octavo {
 namespace {
 
-using testing::Collected;
+using testing::expect_as_alone;
+using testing::make_request;
+using testing::scheduled_counts;
 using testing::Simulation;
 using testing::small_options;
-
-Request make_request(uint64_t id, int64_t num_tokens, int32_t max_tokens, int32_t first_token = 1) {
-  Request request;
-  request.id = id;
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    request.token_ids.push_back(static_cast<int32_t>((first_token + i * 7) % 50));
-  }
-  request.sampling.temperature = 0.0f;
-  request.sampling.max_tokens = max_tokens;
-  request.sampling.ignore_eos = true;
-  return request;
-}
-
-void expect_as_alone(Simulation& simulation, uint64_t id, int32_t index = 0) {
-  const Collected expected = simulation.alone(id, index);
-  const Collected& actual = simulation.output(id, index);
-  EXPECT_EQ(actual.token_ids, expected.token_ids) << "request " << id << " sequence " << index;
-  EXPECT_EQ(actual.finish_reason, expected.finish_reason) << "request " << id;
-  EXPECT_EQ(actual.stop_token_id, expected.stop_token_id) << "request " << id;
-}
-
-std::vector<int32_t> scheduled_counts(const Simulation& simulation) {
-  std::vector<int32_t> counts;
-  for (const ScheduledSequence& row : simulation.batch.sequences) {
-    counts.push_back(row.num_scheduled_tokens);
-  }
-  return counts;
-}
 
 TEST(SchedulerOptionsTest, ImpossibleOptionsAreRefused) {
   testing::Collector sink;
@@ -282,223 +256,6 @@ TEST(SchedulerTest, AnAdmissionLeavesBlocksForThoseThatRun) {
     expect_as_alone(simulation, 2);
   }
 }
-
-class PreemptionTest : public ::testing::TestWithParam<bool> {
- protected:
-  static SchedulerOptions tight_options() {
-    SchedulerOptions options = small_options();
-    options.blocks.num_blocks = 12;
-    options.blocks.enable_prefix_caching = GetParam();
-    return options;
-  }
-};
-
-TEST_P(PreemptionTest, ShortBlocksCostTimeButChangeNoToken) {
-  Simulation simulation(tight_options());
-  for (uint64_t id = 0; id < 6; ++id) simulation.add(make_request(id, 6, 30, int32_t(id)));
-  simulation.run();
-  EXPECT_GT(simulation.scheduler.stats().num_preemptions, 0);
-  for (uint64_t id = 0; id < 6; ++id) expect_as_alone(simulation, id);
-  EXPECT_EQ(simulation.scheduler.blocks().num_free_blocks(), 12);
-}
-
-TEST_P(PreemptionTest, SampledTokensAreTheSameAfterRecomputing) {
-  Simulation simulation(tight_options());
-  for (uint64_t id = 0; id < 6; ++id) {
-    Request request = make_request(id, 6, 30, int32_t(id));
-    request.sampling.temperature = 1.0f;
-    request.sampling.seed = id;
-    simulation.add(request);
-  }
-  simulation.run();
-  EXPECT_GT(simulation.scheduler.stats().num_preemptions, 0);
-  for (uint64_t id = 0; id < 6; ++id) expect_as_alone(simulation, id);
-}
-
-TEST_P(PreemptionTest, TheOldestIsNeverPreempted) {
-  Simulation simulation(tight_options());
-  for (uint64_t id = 0; id < 6; ++id) simulation.add(make_request(id, 6, 30, int32_t(id)));
-  for (int64_t num_steps = 1; num_steps <= 30; ++num_steps) {
-    simulation.step();
-    EXPECT_EQ(std::ssize(simulation.output(0).token_ids), num_steps);
-  }
-  EXPECT_GT(simulation.scheduler.stats().num_preemptions, 0);
-}
-
-TEST_P(PreemptionTest, TheLeastUrgentIsPreemptedFirst) {
-  SchedulerOptions options = tight_options();
-  options.policy = SchedulingPolicy::kPriority;
-  Simulation simulation(options);
-  for (uint64_t id = 0; id < 2; ++id) {
-    Request request = make_request(id, 6, 30, int32_t(id));
-    request.priority = id == 0 ? 1 : 0;
-    simulation.add(request);
-  }
-  simulation.run();
-  EXPECT_GT(simulation.scheduler.stats().num_preemptions, 0);
-  expect_as_alone(simulation, 0);
-  expect_as_alone(simulation, 1);
-}
-
-TEST_P(PreemptionTest, ASequenceThatFillsAllBlocksStillFinishes) {
-  Simulation simulation(tight_options());
-  ASSERT_EQ(simulation.scheduler.max_model_len(), 48);
-  simulation.add(make_request(0, 40, 1000));
-  simulation.add(make_request(1, 47, 1000, 9));
-  simulation.run();
-  expect_as_alone(simulation, 0);
-  expect_as_alone(simulation, 1);
-  EXPECT_EQ(simulation.output(0).token_ids.size(), 8);
-  EXPECT_EQ(simulation.output(1).token_ids.size(), 1);
-}
-
-TEST_P(PreemptionTest, ReturningSequencesAreAdmittedBeforeNewOnes) {
-  Simulation simulation(tight_options());
-  simulation.add(make_request(0, 6, 40));
-  simulation.add(make_request(1, 6, 40, 9));
-  while (simulation.scheduler.stats().num_preemptions == 0) simulation.step();
-  simulation.add(make_request(2, 6, 2, 17));
-  const size_t num_tokens = simulation.output(1).token_ids.size();
-  while (!simulation.sink.sequences.contains({2, 0})) simulation.step();
-  EXPECT_GT(simulation.output(1).token_ids.size(), num_tokens);
-  simulation.run();
-  for (uint64_t id = 0; id < 3; ++id) expect_as_alone(simulation, id);
-}
-
-INSTANTIATE_TEST_SUITE_P(PrefixCaching, PreemptionTest, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "On" : "Off"; });
-
-TEST(PrefixCachingTest, ASecondRequestSkipsTheSharedPrompt) {
-  Simulation simulation(small_options());
-  simulation.add(make_request(1, 30, 2));
-  simulation.run();
-  const int64_t num_computed = simulation.runner.num_computed_tokens;
-  simulation.add(make_request(2, 30, 2));
-  simulation.run();
-  EXPECT_EQ(simulation.runner.num_computed_tokens - num_computed, 30 - 28 + 1);
-  EXPECT_EQ(simulation.output(1).num_cached_tokens, 0);
-  EXPECT_EQ(simulation.output(2).num_cached_tokens, 28);
-  expect_as_alone(simulation, 2);
-  const SchedulerStats stats = simulation.scheduler.stats();
-  EXPECT_EQ(stats.num_prefix_query_tokens, 60);
-  EXPECT_EQ(stats.num_prefix_hit_tokens, 28);
-}
-
-TEST(PrefixCachingTest, AConversationFindsItsEarlierOutput) {
-  Simulation simulation(small_options());
-  simulation.add(make_request(1, 10, 12));
-  simulation.run();
-  Request next = make_request(2, 10, 2);
-  const std::vector<int32_t>& reply = simulation.output(1).token_ids;
-  next.token_ids.insert(next.token_ids.end(), reply.begin(), reply.end());
-  next.token_ids.push_back(3);
-  simulation.add(next);
-  simulation.run();
-  EXPECT_EQ(simulation.output(2).num_cached_tokens, 20);  // all full blocks but the unread token's
-  expect_as_alone(simulation, 2);
-}
-
-TEST(PrefixCachingTest, SaltsAndResetsMissAndOffNeverHits) {
-  Simulation simulation(small_options());
-  Request salted = make_request(1, 20, 1);
-  salted.cache_salt = 7;
-  simulation.add(salted);
-  simulation.run();
-  simulation.add(make_request(2, 20, 1));
-  simulation.run();
-  simulation.scheduler.reset_prefix_cache();
-  simulation.add(make_request(3, 20, 1));
-  simulation.run();
-  EXPECT_EQ(simulation.output(2).num_cached_tokens, 0);
-  EXPECT_EQ(simulation.output(3).num_cached_tokens, 0);
-
-  SchedulerOptions options = small_options();
-  options.blocks.enable_prefix_caching = false;
-  Simulation uncached(options);
-  for (uint64_t id = 1; id <= 2; ++id) {
-    uncached.add(make_request(id, 20, 1));
-    uncached.run();
-    EXPECT_EQ(uncached.output(id).num_cached_tokens, 0);
-  }
-  EXPECT_EQ(uncached.scheduler.stats().num_prefix_query_tokens, 0);
-}
-
-class SharedPromptTest : public ::testing::TestWithParam<bool> {
- protected:
-  static SchedulerOptions sharing_options() {
-    SchedulerOptions options = small_options();
-    options.blocks.enable_prefix_caching = GetParam();
-    return options;
-  }
-
-  static Request sampled(uint64_t id, int32_t n, int64_t num_tokens, int32_t max_tokens) {
-    Request request = make_request(id, num_tokens, max_tokens);
-    request.sampling.n = n;
-    request.sampling.temperature = 1.0f;
-    request.sampling.seed = 77;
-    return request;
-  }
-};
-
-TEST_P(SharedPromptTest, SiblingsComputeThePromptOnce) {
-  Simulation simulation(sharing_options());
-  simulation.add(sampled(1, 4, 22, 6));
-  simulation.run();
-  // The prompt, then for each sibling the tail after the full blocks, then the decodes.
-  EXPECT_EQ(simulation.runner.num_computed_tokens, 22 + 3 * 2 + 4 * 5);
-  for (int32_t index = 0; index < 4; ++index) expect_as_alone(simulation, 1, index);
-}
-
-TEST_P(SharedPromptTest, SiblingsDrawDifferentTokens) {
-  Simulation simulation(sharing_options());
-  simulation.add(sampled(1, 4, 22, 20));
-  simulation.run();
-  std::set<std::vector<int32_t>> outputs;
-  for (int32_t index = 0; index < 4; ++index) outputs.insert(simulation.output(1, index).token_ids);
-  EXPECT_EQ(outputs.size(), 4);
-}
-
-TEST_P(SharedPromptTest, SiblingsWaitForTheFirstPrompt) {
-  Simulation simulation(sharing_options());
-  simulation.add(sampled(1, 3, 60, 2));
-  simulation.step();
-  EXPECT_EQ(simulation.batch.sequences.size(), 1);
-  EXPECT_EQ(simulation.scheduler.stats().num_waiting, 2);
-  simulation.step();
-  EXPECT_EQ(simulation.batch.sequences.size(), 1);
-  simulation.step();
-  EXPECT_EQ(simulation.batch.sequences.size(), 3);
-  EXPECT_EQ(simulation.scheduler.stats().num_waiting, 0);
-}
-
-TEST_P(SharedPromptTest, SharingSurvivesPreemption) {
-  SchedulerOptions options = sharing_options();
-  options.blocks.num_blocks = 14;
-  Simulation simulation(options);
-  simulation.add(sampled(1, 5, 14, 30));
-  simulation.add(sampled(2, 3, 9, 25));
-  simulation.run();
-  EXPECT_GT(simulation.scheduler.stats().num_preemptions, 0);
-  for (int32_t index = 0; index < 5; ++index) expect_as_alone(simulation, 1, index);
-  for (int32_t index = 0; index < 3; ++index) expect_as_alone(simulation, 2, index);
-}
-
-TEST_P(SharedPromptTest, MoreSiblingsThanSlots) {
-  Simulation simulation(sharing_options());
-  simulation.add(sampled(1, 30, 9, 3));
-  simulation.run();
-  for (int32_t index = 0; index < 30; ++index) expect_as_alone(simulation, 1, index);
-}
-
-TEST_P(SharedPromptTest, SiblingsOfAFirstThatEndsWithItsPrompt) {
-  Simulation simulation(sharing_options());
-  simulation.add(sampled(1, 3, 9, 1));
-  simulation.run();
-  for (int32_t index = 0; index < 3; ++index) expect_as_alone(simulation, 1, index);
-}
-
-INSTANTIATE_TEST_SUITE_P(PrefixCaching, SharedPromptTest, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "On" : "Off"; });
 
 TEST(SequenceSeedTest, NeighboursShareNoSeed) {
   std::set<uint64_t> seeds;
