@@ -100,6 +100,8 @@ void bind_engine_config(py::module_& module) {
   def_backend(binding, "device", &BackendOptions::device);
   def_backend(binding, "num_threads", &BackendOptions::num_threads);
   def_backend(binding, "cpu_isa", &BackendOptions::cpu_isa);
+  def_backend(binding, "keep_quantized", &BackendOptions::keep_quantized);
+  def_backend(binding, "quantization", &BackendOptions::quantization);
   def_backend(binding, "batch_invariant", &BackendOptions::batch_invariant);
   def_backend(binding, "enforce_eager", &BackendOptions::enforce_eager);
   binding

@@ -63,6 +63,8 @@ class EngineConfig:
     weight_dtype: str
     num_threads: int
     cpu_isa: str
+    keep_quantized: bool
+    quantization: str
     batch_invariant: bool
     enforce_eager: bool
     max_model_len: int

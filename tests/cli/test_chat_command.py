@@ -242,7 +242,8 @@ class Keyboard:
 
     def __init__(self, *words: str) -> None:
         script = (
-            "import argparse, fcntl, sys, termios\n"
+            "import argparse, fcntl, signal, sys, termios\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
             "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
             "from octavo.cli import chat\n"
             "parser = argparse.ArgumentParser()\n"

@@ -20,12 +20,21 @@ LOADING = list(PHASES[PHASES.index("downloading") : PHASES.index("ready")])
 LONG = 10**6  # tokens; the fake engine makes as many as it is asked for
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def left_nothing(server: Server, family: dict[int, str]) -> None:
     wait_for(lambda: not any(is_running(pid) for pid in family), "no process left", 10)
     assert server.runtime_directories() == []
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", server.port))
+    # A worker that was forked after `family` was taken dies with its parent, but not before it.
+    wait_for(lambda: is_free(server.port), "the port is free", 10)
 
 
 def slow(start: Launcher, *flags: str, step_s: float = 0.02) -> Server:

@@ -200,14 +200,14 @@ def test_an_engine_error_is_tried_again(start: Callable[..., Run]) -> None:
 
 
 def test_a_start_without_progress_ends_with_7(start: Callable[..., Run]) -> None:
-    run = start({"fail": ["loading_weights", "hang"]}, startup_timeout=0.5)
+    run = start({"fail": ["loading_weights", "hang"]}, startup_timeout=6.0)
     wait_for(lambda: run.page.engine_pid)
     pid = run.page.engine_pid
     assert run.join() == 7
-    assert "no progress in phase loading_weights for 0.5 s" in run.page.reason
+    assert "no progress in phase loading_weights for 6 s" in run.page.reason
     assert not is_running(pid)
 
 
 def test_a_slow_start_with_progress_is_left_alone(start: Callable[..., Run]) -> None:
-    run = start({"phase_s": 2.0, "slow_phase": "loading_weights"}, startup_timeout=1.0)
+    run = start({"phase_s": 6.0, "slow_phase": "loading_weights"}, startup_timeout=4.0)
     run.wait_ready()

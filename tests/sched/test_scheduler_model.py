@@ -121,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        """A prompt of its own that takes most of the free blocks and gives them back."""
+        """A long prompt of its own: it evicts what is cached, and may be preempted half-way."""
         self.add([len(self.requests) % VOCAB_SIZE] * (self.max_model_len - 1), {**PLAIN})
 
     @rule()
@@ -207,7 +207,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return not all(self.is_finished(request_id, index) for index in range(count))
 
 
-PLAIN = {"n": 1, "temperature": 0.0, "max_tokens": 1, "min_tokens": 0, "prompt_logprobs": -1}
+PLAIN = {"n": 1, "temperature": 0.0, "max_tokens": 1, "min_tokens": 0, "prompt_logprobs": 0}
 
 TestSchedulerModel = SchedulerMachine.TestCase
 TestSchedulerModel.settings = settings(

@@ -45,6 +45,7 @@ MAX_WORKERS = 64
 WORKER_MARGIN_S = 5.0  # beyond --shutdown-timeout, for last chunks to leave
 _SUPERVISOR_STOP_S = 10.0
 _MAX_SUPERVISORS = 4  # one and three more, should it be killed
+_KILLED_S = 3.0
 _TICK_S = 0.05
 
 log = logging.getLogger(__name__)
@@ -242,6 +243,7 @@ class ServeArbiter(Arbiter):  # type: ignore[misc]
                 os.kill(pid, signal.SIGKILL)
         self.shared.runtime.remove()
         self._unlink_sockets()
+        _await_children(_KILLED_S)
         os._exit(128 + sig)
 
     def handle_int(self) -> None:
@@ -292,6 +294,15 @@ class ServeArbiter(Arbiter):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(exit_status)  # Python's own end turns a closed pipe into an exit code of 120
+
+
+def _await_children(timeout: float) -> None:
+    """Wait until killed children have let go of port and memory."""
+    deadline = time.monotonic() + timeout
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(_TICK_S)
 
 
 def say_last(config: ServeConfig, text: str) -> None:

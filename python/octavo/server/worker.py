@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _TICK_S = 0.05
 _NOTIFY_S = 1.0
 _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
+_SEND_BUFFER_BYTES = 256 << 10
 _SILENCE_S = 30.0  # a client that neither sends its body nor reads its answer for so long is gone
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _listen(self, listener: Any) -> StreamServer:
         listener.settimeout(None)
+        # Inherited by connections: the kernel would buffer megabytes for a client that is slow.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         arguments = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
         server = StreamServer(
             listener,

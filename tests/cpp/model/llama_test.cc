@@ -110,14 +110,14 @@ TEST_F(LlamaTest, PassesAllocateNothing) {
   EXPECT_EQ(backend_.num_allocations, before);
 }
 
-TEST(Llama, TiedAndInterleavedModelsRun) {
+TEST(Llama, StatesWhatItWillTake) {
   ReferenceBackend backend;
-  ModelConfig config = tiny_config();
-  config.tie_word_embeddings = config.qkv_bias = config.mlp_bias = true;
-  config.rope.interleaved = true;
-  const auto model = tiny_model(backend, config);
+  const auto model = tiny_model(backend);
+  EXPECT_EQ(model->kv_cache_spec().num_layers, 2);
+  EXPECT_EQ(model->kv_cache_spec().num_kv_heads, 2);
   EXPECT_EQ(model->kv_cache_spec().head_dim, 10);
   EXPECT_EQ(model->prepared_bytes(32), 32 * 10 * 4);
+  EXPECT_GT(model->workspace_bytes(64), model->workspace_bytes(32));
 }
 
 }  // namespace
