@@ -233,4 +233,11 @@ std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options) {
   return std::make_unique<cuda::CudaBackend>(options);
 }
 
+int num_cuda_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // an absent driver is an answer, not an error to be met again later
+  return 0;
+}
+
 }  // namespace octavo

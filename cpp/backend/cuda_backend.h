@@ -11,4 +11,7 @@ namespace octavo {
 // absent.
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options);
 
+// Devices that can be used now: 0 without a driver, or with one that is too old.
+int num_cuda_devices();
+
 }  // namespace octavo

@@ -3,6 +3,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "backend/cuda_backend.h"
 #include "bindings/bind.h"
 #include "cpu/cpu_features.h"
 #include "engine/loaded_engine.h"
@@ -41,6 +42,14 @@ bool has_cuda() {
 #endif
 }
 
+int count_cuda_devices() {
+#if defined(OCTAVO_WITH_CUDA)
+  return num_cuda_devices();
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
 py::dict stats_dict(const EngineStats& s) {
@@ -76,6 +85,7 @@ void bind_info(py::module_& module) {
              py::arg("weight_dtypes"));
   module.def("cpu_features", &cpu::cpu_features);
   module.def("has_cuda", &has_cuda);
+  module.def("num_cuda_devices", &count_cuda_devices);
 }
 
 }  // namespace octavo::bindings

@@ -204,3 +204,6 @@ def cpu_features() -> list[str]:
 
 def has_cuda() -> bool:
     """Whether this build has the CUDA backend."""
+
+def num_cuda_devices() -> int:
+    """CUDA devices that can be used now; 0 without a driver, or in a build without CUDA."""

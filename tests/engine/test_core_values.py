@@ -141,3 +141,6 @@ def test_configurations_keep_their_values() -> None:
 def test_facts_about_the_machine() -> None:
     assert "avx2" in _core.cpu_features()
     assert _core.has_cuda() in (True, False)
+    # The same wheel runs on machines without a GPU: there "auto" must mean the CPU.
+    assert _core.num_cuda_devices() >= 0
+    assert _core.num_cuda_devices() == 0 or Path("/dev/nvidia0").exists()

@@ -53,7 +53,7 @@ def engine_config(
 def device(config: ServeConfig) -> str:
     """Where the model runs: the first GPU if there is one."""
     if config.device == AUTO:
-        return "cuda:0" if _core.has_cuda() else "cpu"
+        return "cuda:0" if _core.num_cuda_devices() > 0 else "cpu"
     return "cuda:0" if config.device == "cuda" else config.device
 
 
