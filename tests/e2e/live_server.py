@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -60,8 +59,7 @@ def live_server(*arguments: str) -> Iterator[LiveServer]:
         sys.executable, "-m", "octavo.cli.main", "serve", "smollm2", "--port", str(port),
         "--kv-cache-memory-bytes", "400MB", *arguments,
     ]  # fmt: skip
-    source = str(Path(__file__).parents[2] / "python")
-    environment = {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:

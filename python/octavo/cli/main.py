@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ["--help"]
     arguments = build_parser(words[0]).parse_args(words)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # here, and not at exit, where a closed pipe would be reported
     except OctavoError as error:
         sys.stderr.write(f"ERROR:    {error}\n")
         return error.exit_code
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    else:
+        return code
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
