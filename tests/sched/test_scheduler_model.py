@@ -92,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.requests: dict[int, tuple[list[int], dict[str, Any]]] = {}
         self.aborted: set[int] = set()
+        self.broken = False  # a step threw: its error is the one to report
         self.harmed = False  # some sequence was ended with an error on purpose
         self.oldest: int | None = None
         self.steps_as_oldest = 0
@@ -154,7 +155,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert stats["num_waiting_requests"] == stats["num_waiting_tokens"] == 0
 
     def step_once(self) -> bool:
+        self.broken = True
         made_progress = self.simulation.step()
+        self.broken = False
         oldest = next((r for r in self.requests if self.is_live(r)), None)
         self.steps_as_oldest = self.steps_as_oldest + 1 if oldest == self.oldest else 0
         self.oldest = oldest
@@ -165,7 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return made_progress
 
     def teardown(self) -> None:
-        if not hasattr(self, "simulation"):
+        if not hasattr(self, "simulation") or self.broken:
             return
         bound = 2 * sum(f["n"] * (len(p) + f["max_tokens"]) for p, f in self.requests.values())
         while self.step_once():
