@@ -6,11 +6,12 @@
 #include "cuda/decode_attention.h"
 #include "cuda/prefill_attention.h"
 #include "cuda/prefill_attention_sm90.h"
+#include "cuda/prefill_combine.h"
 
 namespace octavo::cuda {
 namespace {
 
-constexpr int kMaxSplits = 16;
+constexpr int kMaxSplits = 64;
 constexpr int kMinSplitKeys = 256;  // of one split of a prefill
 constexpr int kMaxBlocksPerSm = 4;  // of a split prefill: bounds the partial results
 
@@ -32,12 +33,13 @@ int num_decodes(const ForwardInputs& inputs) {
   return count;
 }
 
-// Splits of the keys that fill the device when the tiles alone do not.
-int prefill_splits(const DeviceContext& context, const ForwardInputs& inputs, int64_t blocks) {
+// Splits of the keys that bring `blocks` blocks up to `wanted_blocks`.
+int prefill_splits(const DeviceContext& context, const ForwardInputs& inputs, int64_t blocks,
+                   int64_t wanted_blocks) {
   if (context.batch_invariant || blocks == 0) return 1;
-  const int64_t wanted = (2 * context.num_sms + blocks - 1) / blocks;
   const int64_t longest = inputs.max_seq_len / kMinSplitKeys;
-  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, longest), 1, kMaxSplits));
+  return static_cast<int>(
+      std::clamp<int64_t>(std::min(wanted_blocks / blocks, longest), 1, kMaxSplits));
 }
 
 }  // namespace
@@ -48,19 +50,12 @@ void Attention::start_step(const DeviceContext& context, const ForwardInputs& in
   const int group = static_cast<int>(params.num_q_heads / params.num_kv_heads);
   step_ = Step{};
   step_.num_decodes = num_decodes(inputs);
-  const bool can_use_sm90 =
-      cache.tensor_map() != nullptr && (params.head_dim == 64 || params.head_dim == 128);
-  const int large_tiles = num_tiles(inputs, group, kPrefillRowsSm90);
-  // With fewer blocks than half the SMs, splitting the keys gains more than wider instructions.
   step_.on_sm90 =
-      can_use_sm90 && (context.batch_invariant ||
-                       2 * static_cast<int64_t>(large_tiles) * kv_heads >= context.num_sms);
+      cache.tensor_map() != nullptr && (params.head_dim == 64 || params.head_dim == 128);
   step_.tile_rows = step_.on_sm90 ? kPrefillRowsSm90 : kPrefillRows;
-  step_.num_tiles = step_.on_sm90 ? large_tiles : num_tiles(inputs, group, kPrefillRows);
-  if (!step_.on_sm90) {
-    step_.num_splits =
-        prefill_splits(context, inputs, static_cast<int64_t>(step_.num_tiles) * kv_heads);
-  }
+  step_.num_tiles = num_tiles(inputs, group, step_.tile_rows);
+  step_.num_splits = prefill_splits(context, inputs, int64_t{step_.num_tiles} * kv_heads,
+                                    (step_.on_sm90 ? 1 : 2) * context.num_sms);
   plan_.make(context, inputs, {kv_heads, group, step_.tile_rows});
 }
 
@@ -112,17 +107,18 @@ void Attention::run_typed(const DeviceContext& context, TensorView qkv, const Fo
   const int units = plan_.max_units(context, static_cast<int>(inputs.num_seqs), args.num_kv_heads);
   const int items =
       step_.num_decodes == 0 ? 0 : units * args.num_kv_heads * decode_head_tiles(args.group);
-  decode_attention(args, {items, context.num_sms, context.stream});
+  decode_attention(args, {items, context.num_sms, params.layer != 0, context.stream});
+  const SplitTiles splits{step_.num_tiles, step_.tile_rows, step_.num_splits};
+  check(splits.num_rows(args.num_kv_heads) <= partial_rows_, "attention: splits");
   if constexpr (std::is_same_v<T, KV>) {
     if (step_.on_sm90) {
-      prefill_attention_sm90(
-          args, {step_.num_tiles, cache.tensor_map(), static_cast<int>(cache.rows_per_half()),
-                 static_cast<int>(params.layer), context.stream});
+      prefill_attention_sm90(args, {step_.num_tiles, step_.num_splits, cache.tensor_map(),
+                                    static_cast<int>(cache.rows_per_half()),
+                                    static_cast<int>(params.layer), context.stream});
       return;
     }
   }
   const PrefillGrid grid{step_.num_tiles, step_.num_splits, context.stream};
-  check(prefill_partial_rows(grid, args.num_kv_heads) <= partial_rows_, "attention: splits");
   prefill_attention(args, grid);
 }
 

@@ -5,180 +5,18 @@
 // Blocks are persistent, and the rings run on from unit to unit: while a unit is finished, the keys
 // of the next are on their way. The last block of a sequence to finish combines the chunks in their
 // order, so the result does not depend on timing.
+// The plan and every key but the newest are older than the kernel before: the rings start to fill
+// before it has finished.
 // Bound: memory, 2 * sum(seq_len) * num_kv_heads * head_dim * sizeof(KV) bytes.
 #include <algorithm>
 
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/decode_attention.h"
+#include "cuda/decode_stream.cuh"
 
 namespace octavo::cuda {
 namespace {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kStages = 3;
-constexpr int kTileKeys = 16;
-
-template <typename T, typename KV, int kDim>
-struct Layout {
-  static constexpr int kChunks = kDim * sizeof(KV) / 16;  // 16-byte pieces of a cached row
-  static constexpr int kTileBytes = kTileKeys * kDim * sizeof(KV);
-  static constexpr int kStageBytes = 2 * kTileBytes;  // keys, then values
-  static constexpr int kWideBytes = sizeof(KV) == 1 ? kTileKeys * kDim * sizeof(T) : 0;
-  static constexpr int kWarpBytes = kStages * kStageBytes + 2 * kWideBytes;
-  static constexpr int kRowsAt = kWarps * kWarpBytes;  // the warps' results, to be merged
-  static constexpr int kStatsAt = kRowsAt + kWarps * kDecodeHeadTile * kDim * 4;
-  static constexpr int kSharedBytes = kStatsAt + kWarps * kDecodeHeadTile * 8;
-};
-
-// Byte offset of 16-byte piece `chunk` of row `row`; rows spread over the banks.
-template <int kChunks>
-__device__ uint32_t swizzled(int row, int chunk) {
-  return (row * kChunks + (chunk ^ (row & 7))) * 16;
-}
-
-// The part of a unit that one block works on.
-struct Item {
-  DecodeUnit unit;
-  int kv_head;
-  int first_head;  // query head
-  int num_heads;   // valid ones of the tile
-  int counter;     // index into args.counters
-  int begin;       // keys [begin, end), begin a multiple of 16
-  int end;
-  int window_begin;
-
-  // Tiles of one of the block's warps.
-  __device__ int num_tiles(int warp) const {
-    const int tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-    return max(0, (tiles - warp + kWarps - 1) / kWarps);
-  }
-  __device__ int first_key(int tile, int warp) const {
-    return begin + (tile * kWarps + warp) * kTileKeys;
-  }
-};
-
-// The items of this launch.
-template <typename Args>
-struct Items {
-  const Args& args;
-  int chunk_size;
-  int per_unit;
-  int count;
-
-  __device__ explicit Items(const Args& a) : args(a) {
-    const AttentionPlanHeader header = *args.plan.header;
-    chunk_size = header.chunk_size;
-    per_unit = args.num_kv_heads * ((args.group + kDecodeHeadTile - 1) / kDecodeHeadTile);
-    count = header.num_units * per_unit;
-  }
-
-  __device__ DecodeUnit unit(int index) const {
-    return index < count ? args.plan.units[index / per_unit] : DecodeUnit{};
-  }
-
-  __device__ Item make(int index, const DecodeUnit& unit) const {
-    const int head_tiles = per_unit / args.num_kv_heads;
-    const int rest = index % per_unit;
-    Item item;
-    item.unit = unit;
-    item.kv_head = rest / head_tiles;
-    const int head_begin = rest % head_tiles * kDecodeHeadTile;
-    item.first_head = item.kv_head * args.group + head_begin;
-    item.num_heads = min(kDecodeHeadTile, args.group - head_begin);
-    item.counter = unit.seq * per_unit + rest;
-    item.window_begin = args.window > 0 ? max(0, unit.seq_len - args.window) : 0;
-    item.begin = max(unit.chunk * chunk_size, item.window_begin / kTileKeys * kTileKeys);
-    item.end = min((unit.chunk + 1) * chunk_size, unit.seq_len);
-    return item;
-  }
-};
-
-// Fills the ring of one warp with the tiles of one item after the other.
-template <typename T, typename KV, int kDim>
-struct Loader {
-  using L = Layout<T, KV, kDim>;
-  using Args = PagedAttentionArgs<T, KV>;
-
-  const Items<Args>& items;
-  uint32_t shared;  // this warp's
-  int lane;
-  int warp;
-  int index;  // of the item
-  DecodeUnit upcoming;
-  int tile = 0;
-  int num_tiles = 0;
-  int kv_head = 0;
-  int begin = 0;
-  int end = 0;
-  const int32_t* table = nullptr;
-  int32_t blocks = 0;  // lane i: the block of this warp's tile i of the current 32
-  int slot = 0;
-
-  __device__ void start() {
-    index = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
-    upcoming = items.unit(blockIdx.x);
-  }
-
-  __device__ int first_key(int t) const { return begin + (t * kWarps + warp) * kTileKeys; }
-
-  __device__ void look_up_blocks() {
-    const int key = first_key(tile + lane);
-    blocks = key < end ? table[key / items.args.block_size] : 0;
-  }
-
-  // Moves on to the next item that has a tile for this warp; false when there is none.
-  __device__ bool find_tile() {
-    while (tile == num_tiles) {
-      index += gridDim.x;
-      if (index >= items.count) return false;
-      const Item item = items.make(index, upcoming);
-      upcoming = items.unit(index + gridDim.x);
-      tile = 0;
-      num_tiles = item.num_tiles(warp);
-      kv_head = item.kv_head;
-      begin = item.begin;
-      end = item.end;
-      table = items.args.block_tables + item.unit.seq * items.args.block_table_stride;
-      if (num_tiles > 0) look_up_blocks();
-    }
-    return true;
-  }
-
-  // Starts the copy of the next tile into the next slot, and closes its group.
-  __device__ void issue() {
-    if (find_tile()) {
-      copy_tile();
-      ++tile;
-      if (tile % kWarpSize == 0 && tile < num_tiles) look_up_blocks();
-    }
-    slot = slot + 1 == kStages ? 0 : slot + 1;
-    copy_async_commit();
-  }
-
-  __device__ void copy_tile() const {
-    const Args& args = items.args;
-    const int key = first_key(tile);
-    const int64_t block = __shfl_sync(kFullMask, blocks, tile % kWarpSize);
-    const int64_t row =
-        (block * args.num_kv_heads + kv_head) * args.block_size + key % args.block_size;
-    const uint32_t stage = shared + slot * L::kStageBytes;
-    const int valid_keys = end - key;
-#pragma unroll
-    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
-      const int piece = i * kWarpSize + lane;
-      const int r = piece / L::kChunks;
-      const int c = piece % L::kChunks;
-      const int d = c * 16 / static_cast<int>(sizeof(KV));
-      const bool valid = r < valid_keys && d < args.head_dim;
-      const int64_t at = valid ? (row + r) * args.head_dim + d : 0;
-      const uint32_t target = sizeof(KV) == 1 ? piece * 16 : swizzled<L::kChunks>(r, c);
-      copy_async_16(stage + target, args.keys + at, valid);
-      copy_async_16(stage + L::kTileBytes + target, args.values + at, valid);
-    }
-  }
-};
 
 // The computation of one warp.
 template <typename T, typename KV, int kDim>
@@ -197,6 +35,13 @@ struct Warp {
   float m[2];
   float l[2];
 
+  // First dimension of the pair that half `half` of q[i] holds. The order of the dimensions is free
+  // as long as queries and keys agree: with fp8 keys a lane takes 16 consecutive ones.
+  __device__ int dimension(int i, int half) const {
+    if constexpr (sizeof(KV) == 1) return i / 4 * 64 + lane % 4 * 16 + i % 4 * 4 + half * 2;
+    return i * 16 + half * 8 + lane % 4 * 2;
+  }
+
   __device__ void load_queries() {
     const int head = lane / 4;
     const T* source =
@@ -205,48 +50,49 @@ struct Warp {
     for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int d = i * 16 + half * 8 + lane % 4 * 2;
+        const int d = dimension(i, half);
         const bool valid = head < item.num_heads && d < args.head_dim;
         q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
       }
     }
   }
 
-  // Where the tile of T lies that the matrix instructions read: the stage itself, or the wide copy
-  // of an fp8 tile.
-  __device__ uint32_t half_tile(bool is_value) {
-    const int offset = slot * L::kStageBytes + (is_value ? L::kTileBytes : 0);
-    if constexpr (sizeof(KV) != 1) return shared_address(shared) + offset;
-    char* wide = shared + kStages * L::kStageBytes + (is_value ? L::kWideBytes : 0);
+  // Products of the tile's keys with the queries.
+  __device__ void multiply_keys(float (&s)[4]) const {
+    const int stage = slot * L::kStageBytes;
+    if constexpr (sizeof(KV) == 1) {
 #pragma unroll
-    for (int i = 0; i < L::kChunks * kTileKeys / kWarpSize; ++i) {
-      const int piece = i * kWarpSize + lane;
-      const int r = piece / L::kChunks;
-      const int c = piece % L::kChunks;
-      const uint4 raw = *reinterpret_cast<const uint4*>(shared + offset + piece * 16);
-      const uint32_t quads[4] = {raw.x, raw.y, raw.z, raw.w};
+      for (int j = 0; j < kSteps / 4; ++j) {
+        const int chunk = j * 4 + lane % 4;
+        const uint4 low =
+            *reinterpret_cast<const uint4*>(shared + stage + swizzled<L::kChunks>(lane / 4, chunk));
+        const uint4 high = *reinterpret_cast<const uint4*>(
+            shared + stage + swizzled<L::kChunks>(lane / 4 + 8, chunk));
+        const uint32_t quads[2][4] = {{low.x, low.y, low.z, low.w},
+                                      {high.x, high.y, high.z, high.w}};
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const uint2 low = fp8x4_to_words<T>(quads[2 * j]);
-        const uint2 high = fp8x4_to_words<T>(quads[2 * j + 1]);
-        *reinterpret_cast<uint4*>(wide + swizzled<kDim / 8>(r, 2 * c + j)) =
-            make_uint4(low.x, low.y, high.x, high.y);
+        for (int i = 0; i < 4; ++i) {
+          const uint2 a = fp8x4_to_words<T>(quads[0][i]);
+          const uint2 b = fp8x4_to_words<T>(quads[1][i]);
+          mma_16x8x16<T>(s, {a.x, b.x, a.y, b.y}, q[4 * j + i][0], q[4 * j + i][1]);
+        }
+      }
+    } else {
+      const uint32_t keys = shared_address(shared) + stage;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        uint32_t a[4];
+        ldmatrix_x4(a, keys + swizzled<L::kChunks>(lane % 16, 2 * i + lane / 16));
+        mma_16x8x16<T>(s, a, q[i][0], q[i][1]);
       }
     }
-    __syncwarp();
-    return shared_address(wide);
   }
 
   // s: keys (g, g + 8) x heads (2q, 2q + 1).
-  __device__ void scores(uint32_t keys, int key, float (&s)[4]) {
+  __device__ void scores(int key, float (&s)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) s[i] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      uint32_t a[4];
-      ldmatrix_x4(a, keys + swizzled<kDim / 8>(lane % 16, 2 * i + lane / 16));
-      mma_16x8x16<T>(s, a, q[i][0], q[i][1]);
-    }
+    multiply_keys(s);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = key + lane / 4 + (i < 2 ? 0 : 8);
@@ -278,16 +124,37 @@ struct Warp {
     }
   }
 
-  __device__ void accumulate(uint32_t values, const float (&s)[4]) {
+  // Adds the tile's values, weighted: o[i] holds dimensions out_dimension(i, 0 and 1) x heads.
+  __device__ void accumulate(const float (&s)[4]) {
     const uint32_t b0 = transpose_8x8(pack2<T>(s[0], s[1]));
     const uint32_t b1 = transpose_8x8(pack2<T>(s[2], s[3]));
+    const uint32_t values = shared_address(shared) + slot * L::kStageBytes + L::kTileBytes;
     const int key = lane % 8 + lane / 16 * 8;
+    if constexpr (sizeof(KV) == 1) {
+      // Transposed as pairs of fp8: a word holds two keys' values of two neighbouring dimensions.
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      uint32_t a[4];
-      ldmatrix_x4_trans(a, values + swizzled<kDim / 8>(key, 2 * i + lane / 8 % 2));
-      mma_16x8x16<T>(o[i], a, b0, b1);
+      for (int i = 0; i < kSteps; i += 2) {
+        uint32_t quads[4];  // dimensions of i and i + 1 with keys 0 - 7, then with keys 8 - 15
+        ldmatrix_x4_trans(quads, values + swizzled<L::kChunks>(key, i + lane / 8 % 2));
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint2 first = fp8x4_to_words<T>(__byte_perm(quads[j], 0, 0x3120));
+          const uint2 second = fp8x4_to_words<T>(__byte_perm(quads[j + 2], 0, 0x3120));
+          mma_16x8x16<T>(o[i + j], {first.x, first.y, second.x, second.y}, b0, b1);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        uint32_t a[4];
+        ldmatrix_x4_trans(a, values + swizzled<L::kChunks>(key, 2 * i + lane / 8 % 2));
+        mma_16x8x16<T>(o[i], a, b0, b1);
+      }
     }
+  }
+  __device__ int out_dimension(int i, int half) const {
+    if constexpr (sizeof(KV) == 1) return i * 16 + lane / 4 * 2 + half;
+    return i * 16 + lane / 4 + half * 8;
   }
 
   // Works through the item's tiles; the loader runs on ahead.
@@ -304,9 +171,9 @@ struct Warp {
       __syncwarp();
       loader.issue();
       float s[4];
-      scores(half_tile(false), item.first_key(tile, warp), s);
+      scores(item.first_key(tile, warp), s);
       softmax_step(s);
-      accumulate(half_tile(true), s);
+      accumulate(s);
       __syncwarp();
       slot = slot + 1 == kStages ? 0 : slot + 1;
     }
@@ -325,8 +192,8 @@ struct Warp {
       if (lane < 4) stats[row] = make_float2(m[h], l[h]);
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        rows[row * kDim + i * 16 + lane / 4] = o[i][h];
-        rows[row * kDim + i * 16 + lane / 4 + 8] = o[i][h + 2];
+        rows[row * kDim + out_dimension(i, 0)] = o[i][h];
+        rows[row * kDim + out_dimension(i, 1)] = o[i][h + 2];
       }
     }
   }
@@ -439,7 +306,6 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   using L = Layout<T, KV, kDim>;
   extern __shared__ __align__(128) char shared[];
   allow_next_kernel();
-  wait_for_previous_kernel();
   const int lane = threadIdx.x % kWarpSize;
   const int warp = threadIdx.x / kWarpSize;
   char* mine = shared + warp * L::kWarpBytes;
@@ -447,8 +313,16 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   Loader<T, KV, kDim> loader{
       .items = items, .shared = shared_address(mine), .lane = lane, .warp = warp};
   loader.start();
+  bool has_waited = false;
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) loader.issue();
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (!has_waited && !loader.is_next_old()) {
+      wait_for_previous_kernel();
+      has_waited = true;
+    }
+    loader.issue();
+  }
+  if (!has_waited) wait_for_previous_kernel();
 
   auto* rows = reinterpret_cast<float*>(shared + L::kRowsAt);
   auto* stats = reinterpret_cast<float2*>(shared + L::kStatsAt);
@@ -473,7 +347,10 @@ void launch_decode(const PagedAttentionArgs<T, KV>& args, const DecodeGrid& grid
   const int blocks_per_sm = std::min(8, kSharedPerSm / (L::kSharedBytes + kReservedPerBlock));
   const int blocks = std::min(grid.max_items, grid.num_sms * blocks_per_sm);
   launch(decode_kernel<T, KV, kDim>,
-         {.grid = dim3(blocks), .block = dim3(kThreads), .shared_bytes = L::kSharedBytes},
+         {.grid = dim3(blocks),
+          .block = dim3(kThreads),
+          .shared_bytes = L::kSharedBytes,
+          .overlap = grid.overlap},
          grid.stream, args);
 }
 

@@ -26,7 +26,8 @@ void embed(const DeviceContext& context, TensorView table, const int32_t* token_
   const int hidden = static_cast<int>(out.cols());
   check(hidden % 8 == 0 && table.cols() == hidden, "embed: hidden size");
   if (out.rows() == 0) return;
-  const LaunchShape shape{.grid = dim3(out.rows()), .block = dim3(128)};
+  // The first kernel of a step: those behind it may rely on what was copied before it.
+  const LaunchShape shape{.grid = dim3(out.rows()), .block = dim3(128), .overlap = false};
   dispatch_half(table.dtype, [&]<typename T>(T) {
     if (out.dtype == DType::kFloat32) {
       launch(embed_kernel<T, float>, shape, context.stream, table.as<T>(), token_ids,

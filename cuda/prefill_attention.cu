@@ -7,6 +7,7 @@
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/prefill_attention.h"
+#include "cuda/prefill_combine.h"
 
 namespace octavo::cuda {
 namespace {
@@ -333,47 +334,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Block (KV head, tile); one warp a row in turn, two dimensions a lane and turn.
-template <typename T, typename KV>
-__global__ void __launch_bounds__(kThreads)
-    combine_kernel(PagedAttentionArgs<T, KV> args, int num_splits) {
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  const PrefillTile tile = args.plan.tiles[blockIdx.y];
-  const int first_token = args.query_start_loc[tile.seq];
-  const int num_queries = args.query_start_loc[tile.seq + 1] - first_token;
-  const int lane = threadIdx.x % kWarpSize;
-  const int64_t index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-  for (int r = threadIdx.x / kWarpSize; r < kPrefillRows; r += kWarps) {
-    const int query = (tile.row_begin + r) / args.group;
-    if (query >= num_queries) return;
-    const int head = blockIdx.x * args.group + (tile.row_begin + r) % args.group;
-    const int64_t first = index * num_splits * kPrefillRows + r;
-    float maximum = kMaskedScore;
-    for (int i = 0; i < num_splits; ++i) {
-      maximum = fmaxf(maximum, args.partial_stats[first + i * kPrefillRows].x);
-    }
-    for (int d = lane * 2; d < args.head_dim; d += kWarpSize * 2) {
-      float2 sum = make_float2(0.0f, 0.0f);
-      float weight_sum = 0.0f;
-      for (int i = 0; i < num_splits; ++i) {
-        const int64_t row = first + i * kPrefillRows;
-        const float2 stats = args.partial_stats[row];
-        const float2 v =
-            *reinterpret_cast<const float2*>(args.partial_out + row * args.head_dim + d);
-        const float weight = exp2_fast(stats.x - maximum);
-        weight_sum += weight * stats.y;
-        sum.x += weight * v.x;
-        sum.y += weight * v.y;
-      }
-      const float norm = __fdividef(1.0f, weight_sum);
-      T* out = args.out + (static_cast<int64_t>(first_token + query) * args.num_q_heads + head) *
-                              args.head_dim;
-      *reinterpret_cast<uint32_t*>(out + d) = pack2<T>(sum.x * norm, sum.y * norm);
-    }
-  }
-}
-
 template <typename T, typename KV, int kDim>
 void launch_prefill(const PagedAttentionArgs<T, KV>& args, const PrefillGrid& grid) {
   const auto tiles = static_cast<unsigned>(grid.num_tiles);
@@ -383,9 +343,7 @@ void launch_prefill(const PagedAttentionArgs<T, KV>& args, const PrefillGrid& gr
           .block = dim3(kThreads),
           .shared_bytes = Layout<T, kDim>::kSharedBytes},
          grid.stream, args, grid.num_splits);
-  if (grid.num_splits == 1) return;
-  launch(combine_kernel<T, KV>, {.grid = dim3(heads, tiles), .block = dim3(kThreads)}, grid.stream,
-         args, grid.num_splits);
+  combine_splits(args, {grid.num_tiles, kPrefillRows, grid.num_splits}, grid.stream);
 }
 
 }  // namespace

@@ -13,12 +13,6 @@ struct PrefillGrid {
   cudaStream_t stream = nullptr;
 };
 
-// Rows of partial results that such a grid needs; none without splits.
-inline int64_t prefill_partial_rows(const PrefillGrid& grid, int num_kv_heads) {
-  if (grid.num_splits == 1) return 0;
-  return static_cast<int64_t>(grid.num_tiles) * num_kv_heads * grid.num_splits * kPrefillRows;
-}
-
 // Runs every tile of args.plan (made with tile_rows = kPrefillRows).
 // Instantiated for T = bf16, fp16 and KV = T, fp8. Requires: head_dim a multiple of 16, <= 256.
 template <typename T, typename KV>

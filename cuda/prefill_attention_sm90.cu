@@ -10,6 +10,7 @@
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/wgmma.cuh"
 #include "cuda/prefill_attention_sm90.h"
+#include "cuda/prefill_combine.h"
 
 namespace octavo::cuda {
 namespace {
@@ -68,7 +69,7 @@ struct Tile {
 };
 
 template <typename Args>
-__device__ Tile find_tile(const Args& args) {
+__device__ Tile find_tile(const Args& args, int num_splits) {
   const PrefillTile planned = args.plan.tiles[blockIdx.y];
   Tile tile;
   tile.seq = planned.seq;
@@ -82,8 +83,12 @@ __device__ Tile find_tile(const Args& args) {
   const int last_query =
       min((tile.row_begin + kPrefillRowsSm90 - 1) / args.group, tile.num_queries - 1);
   const int visible = args.window > 0 ? max(0, first_position + first_query + 1 - args.window) : 0;
-  tile.first_key_tile = visible / kKeys;
-  tile.num_key_tiles = (first_position + last_query + kKeys) / kKeys - tile.first_key_tile;
+  const int first_key_tile = visible / kKeys;
+  const int key_tiles = (first_position + last_query + kKeys) / kKeys - first_key_tile;
+  const int per_split = (key_tiles + num_splits - 1) / num_splits;
+  const int skipped = min(key_tiles, per_split * static_cast<int>(blockIdx.z));
+  tile.first_key_tile = first_key_tile + skipped;
+  tile.num_key_tiles = min(per_split, key_tiles - skipped);
   return tile;
 }
 
@@ -332,6 +337,7 @@ struct Consumer {
 
   __device__ void run() {
     start();
+    if (tile.num_key_tiles == 0) return;  // a split past the last key
     if (group == 1) pass_turn();
     barrier_wait(barriers.keys_full(0), 0);
     take_turn();
@@ -370,15 +376,22 @@ struct Consumer {
     pin_registers(o);
   }
 
+  __device__ float row_sum(int half) const {
+    float sum = l[half];
+    sum += __shfl_xor_sync(kFullMask, sum, 1);
+    return sum + __shfl_xor_sync(kFullMask, sum, 2);
+  }
+  // Of the thread's rows in the tile.
+  __device__ int tile_row(int half) const {
+    return group * kGroupRows + thread / kWarpSize * 16 + thread % kWarpSize / 4 + half * 8;
+  }
+
   __device__ void write_out() const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = l[half];
-      sum += __shfl_xor_sync(kFullMask, sum, 1);
-      sum += __shfl_xor_sync(kFullMask, sum, 2);
-      const int row = first_row + thread / kWarpSize * 16 + thread % kWarpSize / 4 + half * 8;
+      const float norm = __fdividef(1.0f, row_sum(half));
+      const int row = tile.row_begin + tile_row(half);
       if (row / args.group >= tile.num_queries) continue;
-      const float norm = __fdividef(1.0f, sum);
       T* out = args.out + offset(row, static_cast<int64_t>(args.num_q_heads) * kDim);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
@@ -387,12 +400,28 @@ struct Consumer {
       }
     }
   }
+
+  // first_row: of the block among the partial rows.
+  __device__ void write_partial(int64_t first_row) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = first_row + tile_row(half);
+      const float sum = row_sum(half);
+      if (thread % 4 == 0) args.partial_stats[row] = make_float2(m[half] * score_scale, sum);
+      float* out = args.partial_out + row * kDim + thread % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<float2*>(out + n * 8) =
+            make_float2(o[4 * n + 2 * half], o[4 * n + 2 * half + 1]);
+      }
+    }
+  }
 };
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_kernel(const PagedAttentionArgs<T, T> args, const __grid_constant__ CUtensorMap map,
-                   int rows_per_half, int layer) {
+                   int rows_per_half, int layer, int num_splits) {
   using L = Layout<kDim>;
   extern __shared__ char raw[];
   const uint32_t shared = (shared_address(raw) + kAtomBytes - 1) / kAtomBytes * kAtomBytes;
@@ -401,7 +430,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   allow_next_kernel();
   wait_for_previous_kernel();
   __syncthreads();
-  const Tile tile = find_tile(args);
+  const Tile tile = find_tile(args, num_splits);
   const int warpgroup = threadIdx.x / kGroupThreads;
   if (warpgroup == 0) {
     give_registers<24>();
@@ -426,17 +455,23 @@ __global__ void __launch_bounds__(kThreads, 1)
                                .group = warpgroup - 1,
                                .thread = static_cast<int>(threadIdx.x) % kGroupThreads};
     consumer.run();
-    consumer.write_out();
+    if (num_splits == 1) {
+      consumer.write_out();
+    } else {
+      const int64_t index = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+      consumer.write_partial((index * num_splits + blockIdx.z) * kPrefillRowsSm90);
+    }
   }
 }
 
 template <typename T, int kDim>
 void launch_prefill(const PagedAttentionArgs<T, T>& args, const PrefillGridSm90& grid) {
   launch(prefill_kernel<T, kDim>,
-         {.grid = dim3(args.num_kv_heads, grid.num_tiles),
+         {.grid = dim3(args.num_kv_heads, grid.num_tiles, grid.num_splits),
           .block = dim3(kThreads),
           .shared_bytes = Layout<kDim>::kSharedBytes},
-         grid.stream, args, *grid.tensor_map, grid.rows_per_half, grid.layer);
+         grid.stream, args, *grid.tensor_map, grid.rows_per_half, grid.layer, grid.num_splits);
+  combine_splits(args, {grid.num_tiles, kPrefillRowsSm90, grid.num_splits}, grid.stream);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ inline constexpr int kPrefillRowsSm90 = 128;  // packed (token, head) rows of a 
 
 struct PrefillGridSm90 {
   int num_tiles = 0;
+  int num_splits = 1;                       // ranges of keys that separate blocks work on
   const CUtensorMap* tensor_map = nullptr;  // of the whole cache, see CudaKVCache
   int rows_per_half = 0;                    // of the tensor map
   int layer = 0;

@@ -27,6 +27,12 @@ template <typename X, typename Out, bool kAdd, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> args) {
   __shared__ float scratch[kMaxThreads / kWarpSize];
   allow_next_kernel();
+  float w[kVectors][8];  // loaded before the wait: weights do not depend on the previous kernel
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int i = (j * blockDim.x + threadIdx.x) * 8;
+    if (i < args.hidden) load8(args.weight + i, w[j]);
+  }
   wait_for_previous_kernel();
   X* x = args.x + blockIdx.x * args.x_stride;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden;
@@ -52,10 +58,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> 
   for (int j = 0; j < kVectors; ++j) {
     const int i = (j * blockDim.x + threadIdx.x) * 8;
     if (i >= args.hidden) continue;
-    float w[8];
-    load8(args.weight + i, w);
 #pragma unroll
-    for (int k = 0; k < 8; ++k) v[j][k] *= scale * w[k];
+    for (int k = 0; k < 8; ++k) v[j][k] *= scale * w[j][k];
     store8(args.out + row + i, v[j]);
   }
 }

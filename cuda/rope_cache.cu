@@ -61,20 +61,36 @@ struct Unit {
   Run<kWords> run[2];
 };
 
+// The cosines and sines of a unit's 2 * kWords pairs.
+template <int kWords>
+struct Angles {
+  float2 cos[kWords];
+  float2 sin[kWords];
+};
+
+template <int kWords>
+__device__ Angles<kWords> load_angles(const float* cos, const float* sin) {
+  Angles<kWords> angles;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    angles.cos[w] = *reinterpret_cast<const float2*>(cos + 2 * w);
+    angles.sin[w] = *reinterpret_cast<const float2*>(sin + 2 * w);
+  }
+  return angles;
+}
+
 // Pairs (i, i + half) for the 2 * kWords elements from unit * 2 * kWords on.
 template <int kWords, typename T>
-__device__ Unit<kWords> rotate_halves(T* head, int unit, int half, const float* cos,
-                                      const float* sin) {
+__device__ Unit<kWords> rotate_halves(T* head, int unit, int half, const Angles<kWords>& angles) {
   const int first = unit * 2 * kWords;
   Unit<kWords> u{{first, first + half}, {run_at<kWords>(head, first), {}}};
   u.run[1] = run_at<kWords>(head, first + half);
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
-    const int i = first + 2 * w;
     const float2 a = unpack2<T>(u.run[0].words[w]);
     const float2 b = unpack2<T>(u.run[1].words[w]);
-    const float2 c = *reinterpret_cast<const float2*>(cos + i);
-    const float2 s = *reinterpret_cast<const float2*>(sin + i);
+    const float2 c = angles.cos[w];
+    const float2 s = angles.sin[w];
     u.run[0].words[w] = pack2<T>(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y);
     u.run[1].words[w] = pack2<T>(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y);
   }
@@ -83,18 +99,17 @@ __device__ Unit<kWords> rotate_halves(T* head, int unit, int half, const float* 
 
 // Pairs (2i, 2i + 1) of the 4 * kWords elements from unit * 4 * kWords on.
 template <int kWords, typename T>
-__device__ Unit<kWords> rotate_neighbours(T* head, int unit, const float* cos, const float* sin) {
+__device__ Unit<kWords> rotate_neighbours(T* head, int unit, const Angles<kWords>& angles) {
   const int first = unit * 4 * kWords;
-  Unit<kWords> u{{first, first + 2 * kWords}, {}};
+  Unit<kWords> u{{first, first + 2 * kWords},
+                 {run_at<kWords>(head, first), run_at<kWords>(head, first + 2 * kWords)}};
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    u.run[j] = run_at<kWords>(head, u.at[j]);
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const int i = u.at[j] / 2 + w;
-      const float2 a = unpack2<T>(u.run[j].words[w]);
-      u.run[j].words[w] = pack2<T>(a.x * cos[i] - a.y * sin[i], a.y * cos[i] + a.x * sin[i]);
-    }
+  for (int w = 0; w < 2 * kWords; ++w) {
+    uint32_t& word = u.run[w / kWords].words[w % kWords];
+    const float2 a = unpack2<T>(word);
+    const float c = w % 2 == 0 ? angles.cos[w / 2].x : angles.cos[w / 2].y;
+    const float s = w % 2 == 0 ? angles.sin[w / 2].x : angles.sin[w / 2].y;
+    word = pack2<T>(a.x * c - a.y * s, a.y * c + a.x * s);
   }
   return u;
 }
@@ -102,7 +117,6 @@ __device__ Unit<kWords> rotate_neighbours(T* head, int unit, const float* cos, c
 template <typename T, typename KV, bool kInterleaved, int kWords>
 __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> args) {
   allow_next_kernel();
-  wait_for_previous_kernel();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= args.num_items) return;
   const int units = args.head_dim / (4 * kWords);
@@ -116,12 +130,18 @@ __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> ar
   const bool is_value = head >= args.num_q_heads + args.num_kv_heads;
   const bool rotates = !is_value && unit < args.rotary_dim / (4 * kWords);
   if (!rotates && head < args.num_q_heads) return;
+  const int half = args.rotary_dim / 2;
+  Angles<kWords> angles;
+  if (rotates) {
+    const int64_t at = static_cast<int64_t>(args.positions[token]) * half + unit * 2 * kWords;
+    angles = load_angles<kWords>(args.cos + at, args.sin + at);
+  }
+  const int64_t slot = args.slots[token];
+  wait_for_previous_kernel();
   Unit<kWords> u;
   if (rotates) {
-    const int half = args.rotary_dim / 2;
-    const int64_t row = static_cast<int64_t>(args.positions[token]) * half;
-    u = kInterleaved ? rotate_neighbours<kWords>(x, unit, args.cos + row, args.sin + row)
-                     : rotate_halves<kWords>(x, unit, half, args.cos + row, args.sin + row);
+    u = kInterleaved ? rotate_neighbours<kWords>(x, unit, angles)
+                     : rotate_halves<kWords>(x, unit, half, angles);
     run_at<kWords>(x, u.at[0]) = u.run[0];
     run_at<kWords>(x, u.at[1]) = u.run[1];
   } else {
@@ -130,10 +150,7 @@ __global__ void __launch_bounds__(kThreads) rope_cache_kernel(RopeArgs<T, KV> ar
     u.run[0] = run_at<kWords>(x, u.at[0]);
     u.run[1] = run_at<kWords>(x, u.at[1]);
   }
-  if (head < args.num_q_heads) return;
-
-  const int64_t slot = args.slots[token];
-  if (slot < 0) return;
+  if (head < args.num_q_heads || slot < 0) return;
   const int kv_head = head - args.num_q_heads - (is_value ? args.num_kv_heads : 0);
   const int64_t block = slot / args.block_size;
   const int64_t offset = slot - block * args.block_size;

@@ -48,31 +48,43 @@ __device__ inline void fill_bins(const Row& row, const Search& search, const Lev
   for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
   __syncthreads();
   const float units = 1.0f / sum_unit(row);
-#pragma unroll 4
-  for (int id = threadIdx.x; id < row.vocab; id += kThreads) {
-    const float logit = row.logits[id];
-    if (!search.holds(logit)) continue;
+  for_each_logit(row, [&](float logit, int) {
+    if (!search.holds(logit)) return;
     const int bin = level.bin_of(logit);
     const float ratio = sample_weight(logit, level.edge(bin), row.scale);
     const float sum = kCount ? 1.0f : fminf(ratio, 1.0f) * units + 0.5f;
     atomicAdd(&shared.bins[bin], static_cast<uint32_t>(sum));
-  }
+  });
   __syncthreads();
 }
 
 __device__ inline float smallest_logit(const Row& row, Shared& shared) {
   float smallest = row.maximum;
-  for (int id = threadIdx.x; id < row.vocab; id += kThreads) {
-    if (row.logits[id] != -INFINITY) smallest = fminf(smallest, row.logits[id]);
-  }
+  for_each_logit(row, [&](float logit, int) {
+    if (logit != -INFINITY) smallest = fminf(smallest, logit);
+  });
   return block_reduce(smallest, Min{}, shared.scratch);
+}
+
+// Several times the distance from the maximum to the mean of the runs' maxima: where most of the
+// logits lie, so that they spread over the bins.
+__device__ inline float first_span(const Row& row, Shared& shared) {
+  float sum = 0.0f;
+  float count = 0.0f;
+  for (int i = threadIdx.x; i < row.num_runs; i += kThreads) {
+    if (row.runs[i].x == -INFINITY) continue;
+    sum += row.maximum - row.runs[i].x;
+    count += 1.0f;
+  }
+  sum = block_reduce(sum, Sum{}, shared.scratch);
+  return 4.0f * sum / block_reduce(count, Sum{}, shared.scratch);
 }
 
 // The next level inside the last one's chosen bin. The last bin of the first level has no lower
 // edge: it reaches down to the smallest logit.
 __device__ inline Level next_level(const Row& row, const Search& search, Shared& shared) {
   float high = row.maximum;
-  float low = high - kSpan / row.scale;
+  float low = high - fminf(kSpan / row.scale, first_span(row, shared));
   if (search.depth > 0) {
     const Level& last = search.levels[search.depth - 1];
     high = last.edge(last.bin);
@@ -136,8 +148,8 @@ __device__ inline Place locate(const Row& row, float target, Shared& shared) {
     level.bin = find_cumulative(kBins, target - before, bin_sum, shared, &ahead);
     before += ahead;
     search.levels[search.depth++] = level;
-    const auto keep = [&](float logit, int) { return search.holds(logit); };
-    if (collect(row, 0, keep, shared)) {
+    if (collect_all(
+            row, [&](float logit) { return search.holds(logit); }, shared)) {
       return place_among_candidates<kCount>(row, target, before, shared);
     }
     if (level.edge(level.bin) == level.edge(level.bin + 1)) break;

@@ -15,8 +15,7 @@ namespace octavo::cuda {
 namespace sampling {
 namespace {
 
-constexpr int kFirstGuess = 64;  // candidates of a first attempt without top-k
-constexpr int kGuessGrowth = 8;
+constexpr int kFirstGuess = 128;  // candidates of a first attempt without top-k
 
 __device__ void load_runs(Row& row, const float2* source, Shared& shared) {
   float maximum = -INFINITY;
@@ -140,11 +139,8 @@ __device__ int draw_sorted(const Row& row, const SampleRowParams& params, float 
 template <typename Keep>
 __device__ float sum_weights(const Row& row, Keep&& keep, Shared& shared) {
   float mine = 0.0f;
-#pragma unroll 4
-  for (int id = threadIdx.x; id < row.vocab; id += kThreads) {
-    const float logit = row.logits[id];
-    mine += keep(logit, id) ? row.weight(logit) : 0.0f;
-  }
+  for_each_logit(row,
+                 [&](float logit, int id) { mine += keep(logit, id) ? row.weight(logit) : 0.0f; });
   return block_reduce(mine, Sum{}, shared.scratch);
 }
 
@@ -166,11 +162,10 @@ __device__ int draw_by_bins(const Row& row, const SampleRowParams& params, float
 
 __device__ int draw_nucleus(const Row& row, const SampleRowParams& params, float u, float total,
                             Shared& shared) {
-  const int limit = params.top_k > 0 ? params.top_k : min(row.num_runs, kMaxCandidates / 2);
-  for (int k = params.top_k > 0 ? params.top_k : kFirstGuess; k <= limit; k *= kGuessGrowth) {
-    const uint32_t bound = candidate_bound(row, k);
-    const auto keep = [&](float logit, int) { return ordered_key(logit) >= bound; };
-    if (!collect(row, bound, keep, shared)) break;
+  const int k = params.top_k > 0 ? params.top_k : kFirstGuess;
+  const uint32_t bound = candidate_bound(row, k);
+  const auto keep = [&](float logit, int) { return ordered_key(logit) >= bound; };
+  if (collect(row, bound, keep, shared)) {
     const int token = draw_sorted(row, params, u, total, shared);
     if (token >= 0) return token;
   }

@@ -51,6 +51,21 @@ __device__ inline float candidate_logit(uint64_t c) {
   return from_ordered_key(~static_cast<uint32_t>(c >> 32));
 }
 
+// Calls f(logit, id) for every logit of the row, with several loads in flight.
+template <typename F>
+__device__ inline void for_each_logit(const Row& row, F&& f) {
+  constexpr int kBatch = 16;
+  for (int first = threadIdx.x; first < row.vocab; first += kBatch * kThreads) {
+    float logits[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) logits[i] = row.at(first + i * kThreads);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i * kThreads < row.vocab) f(logits[i], first + i * kThreads);
+    }
+  }
+}
+
 // The first of `count` values whose running sum reaches `target`; the last positive one when
 // rounding keeps the sum below it. `before` gets the sum of those ahead of it. value(i) >= 0.
 template <typename Value>
@@ -107,6 +122,20 @@ __device__ inline bool collect(const Row& row, uint32_t bound, Keep&& keep, Shar
       if (place < kMaxCandidates) shared.candidates[place] = candidate(row.logits[id], id);
     }
   }
+  __syncthreads();
+  return shared.num_candidates <= kMaxCandidates;
+}
+
+// The same over the whole row.
+template <typename Keep>
+__device__ inline bool collect_all(const Row& row, Keep&& keep, Shared& shared) {
+  if (threadIdx.x == 0) shared.num_candidates = 0;
+  __syncthreads();
+  for_each_logit(row, [&](float logit, int id) {
+    if (!keep(logit)) return;
+    const int place = atomicAdd(&shared.num_candidates, 1);
+    if (place < kMaxCandidates) shared.candidates[place] = candidate(logit, id);
+  });
   __syncthreads();
   return shared.num_candidates <= kMaxCandidates;
 }

@@ -40,6 +40,11 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes,
       : "memory");
 }
 
+// Fetches `bytes` bytes into the L2 cache. Requires: all multiples of 16.
+__device__ inline void prefetch_bulk(const void* global, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
 // Copies the box at (column, row) of a matrix to shared memory; the barrier counts its bytes.
 __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
                                 int column, int row) {

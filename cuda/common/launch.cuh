@@ -1,6 +1,8 @@
 // Kernel launches with programmatic dependent launch: a kernel may become resident while the one
 // before it drains. Every kernel launched here calls wait_for_previous_kernel() before it touches
-// memory that another kernel writes or reads, and allow_next_kernel() as early as it can.
+// what kernels of this step write, and allow_next_kernel() as early as it can. Before the wait it
+// may read weights, the arrays that were copied to the device ahead of the step, and what a kernel
+// launched with overlap = false stands behind: that one has seen all before it finish.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,13 @@ import msgspec
 from octavo import _core
 from octavo.config import ServeConfig, resolve_options
 from octavo.engine.settings import engine_config, to_core_sampling
-from octavo.errors import ConfigError, EngineError, EngineFaultError, InvalidRequestError
+from octavo.errors import (
+    ConfigError,
+    EngineError,
+    EngineFaultError,
+    InvalidRequestError,
+    QueueFullError,
+)
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import resolve
@@ -39,7 +46,6 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParam
 Prompt = str | Sequence[int]
 Params = SamplingParams | Sequence[SamplingParams]
 
-_MAX_QUEUED = 1 << 24  # offline, the caller's own list is the queue
 _POLL_S = 0.5  # between looks at signals
 
 
@@ -178,11 +184,11 @@ class LLM:
 
     def _run(self, assemblies: Sequence[Assembly], *, progress: bool | None) -> list[RequestOutput]:
         with self._lock, _progress_bar(len(assemblies), progress) as advance:
+            waiting = deque(assemblies)
             live: dict[int, Assembly] = {}
             try:
-                for assembly in assemblies:
-                    live[self._submit(assembly)] = assembly
-                while live:
+                while waiting or live:
+                    self._submit_some(waiting, live)
                     for request_id in self._collect(live):
                         del live[request_id]
                         advance()
@@ -190,6 +196,17 @@ class LLM:
                 for request_id in live:
                     self._engine.abort(request_id)
         return [assembly.output for assembly in assemblies]
+
+    def _submit_some(self, waiting: deque[Assembly], live: dict[int, Assembly]) -> None:
+        """Submit what the engine's queue has room for."""
+        while waiting:
+            try:
+                request_id = self._submit(waiting[0])
+            except QueueFullError:
+                if not live:
+                    raise
+                return
+            live[request_id] = waiting.popleft()
 
     def _submit(self, assembly: Assembly) -> int:
         request_id = self._num_requests
@@ -224,7 +241,7 @@ class LLM:
 
 def _config(model: str, options: Mapping[str, Any]) -> ServeConfig:
     try:
-        return ServeConfig(model=model, **{"max_num_queued_reqs": _MAX_QUEUED, **options})
+        return ServeConfig(model=model, **options)
     except TypeError as error:
         raise ConfigError(str(error).replace("ServeConfig.__init__()", "LLM")) from None
 
