@@ -3,8 +3,8 @@
     octavo serve smollm2 --max-num-seqs 256 &
     python bench/probe_latency.py --url http://127.0.0.1:8000
 
-Each probe has a connection of its own, as Kubernetes' have. `lateness` is how late this program
-itself came back from its sleeps: what a probe waits for a core on the client's side is of that
+Each probe has a connection of its own, as Kubernetes' have. `lateness` is how late (p99) this
+program itself came back from its sleeps: what a probe waits for a core on the client's side is of that
 size, and is part of the figures.
 """
 
@@ -32,7 +32,22 @@ PERIOD_S = 0.02
 SETTLE_S = 3.0
 STREAM_IN, STREAM_OUT = 32, 2048
 PROMPT_TOKENS = 30_000
-SYLLABLES = "ka to ri men sol vi ter an pe lo gra du shi con est or".split()
+SYLLABLES = [
+    "ka",
+    "to",
+    "ri",
+    "men",
+    "sol",
+    "vi",
+    "ter",
+    "an",
+    "pe",
+    "lo",
+    "gra",
+    "du",
+    "shi",
+    "con",
+]
 
 
 def request(url: str, method: str, path: str, body: object = None) -> tuple[int, bytes]:
@@ -93,8 +108,8 @@ def measure(url: str, path: str, seconds: float) -> dict[str, object]:
         status, _ = request(url, "GET", path)
         answer_ms.append((time.monotonic() - begun) * 1e3)
         bad += status != 200
-    return {"probes": len(answer_ms), "not_200": bad, **summary(answer_ms), "lateness_p99":
-            summary(late_ms)["p99"]}  # fmt: skip
+    late = summary(late_ms)["p99"]
+    return {"probes": len(answer_ms), "not_200": bad, **summary(answer_ms), "lateness": late}
 
 
 def main() -> None:
@@ -115,8 +130,7 @@ def main() -> None:
     for name, loads in cases.items():
         with running(*loads):
             got = measure(url, arguments.path, arguments.seconds)
-        values = "".join(f"{got[key]:8.1f}" for key in ("p50", "p90", "p99", "max", "lateness_p99"))
-        print(f"{name:<24}{got['probes']:>8}{got['not_200']:>8}{values}", flush=True)
+        print(f"{name:<24}" + "".join(f"{got[key]:9.3g}" for key in columns), flush=True)
         time.sleep(SETTLE_S)
 
 
