@@ -4,8 +4,8 @@
     python bench/probe_latency.py --url http://127.0.0.1:8000
 
 Each probe has a connection of its own, as Kubernetes' have. `lateness` is how late (p99) this
-program itself came back from its sleeps: what a probe waits for a core on the client's side is of that
-size, and is part of the figures.
+program itself came back from its sleeps: what a probe waits for a core on the client's side is of
+that size, and is part of the figures.
 """
 
 from __future__ import annotations
@@ -124,9 +124,8 @@ def main() -> None:
     text = (tokenise, (url, long_prompt(url)))
     cases = {"idle": [], f"{arguments.streams} streams": [streams],
              f"encoding {PROMPT_TOKENS} tokens": [text], "both": [streams, text]}  # fmt: skip
-    print(
-        f"{'ms':<24}{'probes':>8}{'not 200':>8}{'p50':>8}{'p90':>8}{'p99':>8}{'max':>8}{'late':>8}"
-    )
+    columns = ("probes", "not_200", "p50", "p90", "p99", "max", "lateness")
+    print(f"{'ms':<24}" + "".join(f"{name:>9}" for name in columns))
     for name, loads in cases.items():
         with running(*loads):
             got = measure(url, arguments.path, arguments.seconds)
