@@ -165,6 +165,7 @@ void bind_engine(py::module_& module) {
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("output_fd", [](Handle& h) { return h.loaded->engine().output_fd(); })
       .def("is_healthy", [](Handle& h) { return h.loaded->engine().is_healthy(); })
+      .def("last_error", [](Handle& h) { return h.loaded->engine().last_error(); })
       .def("stats", [](const Handle& h) { return stats_dict(h.loaded->stats()); })
       .def("set_heartbeat", &set_heartbeat, py::arg("page"), py::arg("offset"))
       .def("device_name", [](const Handle& h) { return h.loaded->device_name(); })

@@ -175,6 +175,8 @@ class Engine:
         """
     def is_healthy(self) -> bool:
         """False once the device is lost: start the process again."""
+    def last_error(self) -> str:
+        """Why the last step failed, or why the engine ended by itself; "" while all is well."""
     def device_name(self) -> str: ...
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:

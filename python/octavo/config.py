@@ -171,7 +171,13 @@ class ServeConfig:
         "sequences that run at the same time", default=64, parse=parse_int, minimum=1, maximum=65536
     )
     max_num_batched_tokens: int = option(
-        "tokens of one step", default=2048, parse=parse_length, minimum=1, maximum=1 << 24
+        "tokens of one step; auto: 512 on CPUs, so that a long prompt does not stop the others for "
+        "seconds, else 2048",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=1 << 24,
+        metavar="N|auto",
     )
     scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(
@@ -238,7 +244,8 @@ class ServeConfig:
                 "--tensor-parallel-size: this version runs on one device; use 1, or start one "
                 "server for each GPU."
             )
-        if not self.enable_chunked_prefill and self.max_model_len > self.max_num_batched_tokens:
+        budget = self.max_num_batched_tokens or self.max_model_len
+        if not self.enable_chunked_prefill and self.max_model_len > budget:
             raise ConfigError(
                 "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
                 f"--max-model-len ({self.max_model_len})."

@@ -232,6 +232,20 @@ def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> Non
             pass
 
 
+def test_a_lost_device_is_named_by_the_endpoint_and_in_the_log(
+    serve: Callable[..., Stack], caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = serve(lost_device="CUDA error 719: unspecified launch failure")
+    stream = stack.connect().submit([1], params(10**6))
+    with pytest.raises(EngineFaultError) as caught:
+        for _ in stream:
+            pass
+    assert "719" not in str(caught.value)
+    stack.thread.join(WAIT_S)
+    assert str(stack.failures[0]) == "CUDA error 719: unspecified launch failure"
+    assert "A step failed: CUDA error 719" in caplog.text
+
+
 def test_an_engine_that_ends_in_good_order_fails_what_runs(serve: Callable[..., Stack]) -> None:
     stack = serve(step_s=0.01)
     client = stack.connect()

@@ -40,15 +40,19 @@ class Sequence:
 
 
 class FakeEngine:
-    def __init__(self, step_s: float = 0.0, max_num_queued: int = 1000) -> None:
+    def __init__(
+        self, step_s: float = 0.0, max_num_queued: int = 1000, lost_device: str = ""
+    ) -> None:
         self.step_s = step_s
+        self.lost_device = lost_device  # what the first step finds, if anything
         self.max_num_queued = max_num_queued
         self.aborted: list[int] = []
         self.num_resets = 0
         self.fault: BaseException | None = None
+        self._error = ""
         self._running: list[Sequence] = []
         self._outbox: list[OutputBatch] = []
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._is_shut_down = False
         self._heartbeat: memoryview | None = None
         self._offset = 0
@@ -109,6 +113,15 @@ class FakeEngine:
             self._is_shut_down = True
             self._changed.notify_all()
 
+    def last_error(self) -> str:
+        return self._error
+
+    def lose_device(self, cause: str) -> None:
+        """End as the engine does when its device is lost: last records, then nothing more."""
+        self._error = cause
+        self.end_with_error("The engine failed while it served this request.")
+        self.shutdown()
+
     def fail(self, fault: BaseException) -> None:
         with self._changed:
             self.fault = fault
@@ -133,6 +146,9 @@ class FakeEngine:
                 if not self._running:
                     self._changed.wait(0.05)
                     continue
+                if self.lost_device:
+                    self.lose_device(self.lost_device)
+                    return
                 for sequence in list(self._running):
                     self._step(sequence)
                 self._changed.notify_all()

@@ -90,6 +90,9 @@ class Engine(Protocol):
     def stats(self) -> dict[str, float]:
         """Counters and gauges."""
 
+    def last_error(self) -> str:
+        """Why a step failed, or why the engine ended by itself."""
+
     def shutdown(self) -> None:
         """Abort what runs, publish the last records, end."""
 
@@ -322,7 +325,7 @@ class Endpoint:
             self._failure = str(error) or type(error).__name__
         else:
             if not self._is_stopping:
-                self._failure = "The engine ended unexpectedly."
+                self._failure = self._engine.last_error() or "The engine ended unexpectedly."
         self.stop()
 
     def _send_batch(self, batch: OutputBatch) -> None:
@@ -331,6 +334,8 @@ class Endpoint:
             return
         if any(batch.records[_FINISH_REASON]):
             self._count_finished(connection, batch.records)
+        if batch.errors:  # clients are not told the cause, it may be about the machine
+            log.error("A step failed: %s", self._engine.last_error())
         if not connection.is_open:
             return
         outputs = Outputs(
