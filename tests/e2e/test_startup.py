@@ -168,6 +168,8 @@ def test_json_messages_go_to_a_file(start: Launcher, tmp_path: Path) -> None:
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     assert all({"time", "level", "message", "pid"} <= entry.keys() for entry in entries)
     assert "Application startup complete" in [entry["message"] for entry in entries]
+    phases = {entry["phase"]: entry["seconds"] for entry in entries if "phase" in entry}
+    assert {"loading_weights", "warming_up", "self_testing"} <= phases.keys()
     access = [entry for entry in entries if entry.get("path") == "/v1/completions"]
     assert [(entry["status"], entry["method"]) for entry in access] == [(200, "POST")]
     assert server.log() == ""
