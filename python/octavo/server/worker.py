@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pool import Pool
-from gevent.server import StreamServer
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError
 from octavo.processes import die_with_parent
+from octavo.server.connection import Listener
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -125,12 +125,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
         gevent.sleep(_TICK_S)
 
-    def _listen(self, listener: Any) -> StreamServer:
+    def _listen(self, listener: Any) -> Listener:
         listener.settimeout(None)
         # Inherited by connections: the kernel would buffer megabytes for a client that is slow.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         arguments = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
-        server = StreamServer(
+        server = Listener(
             listener,
             handle=partial(self.handle, listener),
             spawn=Pool(self.worker_connections),
