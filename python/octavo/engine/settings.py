@@ -30,6 +30,7 @@ _SAME = (
     "enable_prefix_caching",
     "scheduling_policy",
     "max_num_queued_reqs",
+    "max_num_queued_tokens",
     "seed",
 )
 _TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
