@@ -162,6 +162,8 @@ void bind_engine(py::module_& module) {
       .def(
           "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
           ReleaseGil())
+      .def(
+          "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("output_fd", [](Handle& h) { return h.loaded->engine().output_fd(); })
       .def("is_healthy", [](Handle& h) { return h.loaded->engine().is_healthy(); })

@@ -116,6 +116,19 @@ class ServeConfig:
     max_body_bytes: int = option(
         "largest request body", default=32 << 20, parse=parse_size, minimum=1024, metavar="SIZE"
     )
+    client_timeout: float = option(
+        "seconds of a client that sends nothing of its body, or reads nothing of its answer, after "
+        "which it is dropped; a whole body may take twice as long",
+        default=30.0,
+        parse=parse_float,
+        minimum=0.1,
+    )
+    keep_alive_timeout: float = option(
+        "seconds that an idle connection is kept, and that the headers of a request may take",
+        default=75.0,  # longer than the idle time-out of common load balancers
+        parse=parse_float,
+        minimum=1,
+    )
     enable_admin: bool = option("serve the administration routes", default=False, parse=parse_bool)
     admin_api_key: tuple[str, ...] = option(
         "keys of the administration routes; without one they refuse everybody",
@@ -188,6 +201,12 @@ class ServeConfig:
         parse=parse_int,
         minimum=1,
         maximum=1 << 24,
+    )
+    max_num_queued_tokens: int = option(
+        "prompt tokens of the requests that may wait; more get 429",
+        default=16 << 20,
+        parse=parse_length,
+        minimum=1,
     )
     enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
     batch_invariant: bool = option(

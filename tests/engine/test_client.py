@@ -313,12 +313,19 @@ def test_stats_and_reset(serve: Callable[..., Stack]) -> None:
     assert client.stats(WAIT_S)["num_waiting"] == 0
     client.reset_prefix_cache()
     wait_for(lambda: stack.engine.num_resets == 1)
+    client.self_check()
+    wait_for(lambda: stack.engine.num_self_checks == 1)
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00junk!", b"\x01\x00\x00\x00\x93"],
-    ids=["huge length", "not a message", "truncated array"],
+    [
+        b"\xff\xff\xff\xff",
+        b"\x05\x00\x00\x00junk!",
+        b"\x01\x00\x00\x00\x93",
+        b"\x06\x00\x00\x00\x91\xa4\x00\x00\x00\x80",
+    ],
+    ids=["huge length", "not a message", "truncated array", "not UTF-8"],
 )
 def test_a_mad_peer_is_dropped_and_the_rest_lives(serve: Callable[..., Stack], data: bytes) -> None:
     stack = serve()

@@ -48,6 +48,7 @@ class FakeEngine:
         self.max_num_queued = max_num_queued
         self.aborted: list[int] = []
         self.num_resets = 0
+        self.num_self_checks = 0
         self.fault: BaseException | None = None
         self._error = ""
         self._running: list[Sequence] = []
@@ -91,6 +92,9 @@ class FakeEngine:
 
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
+
+    def self_check(self) -> None:
+        self.num_self_checks += 1
 
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:

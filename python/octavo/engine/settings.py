@@ -29,6 +29,7 @@ _SAME = (
     "enable_prefix_caching",
     "scheduling_policy",
     "max_num_queued_reqs",
+    "max_num_queued_tokens",
     "seed",
 )
 # Tokens of a step where nothing is said. On two cores 512 take half a second, and no other stream
