@@ -242,7 +242,7 @@ def _status_of(error: BaseException) -> int | None:
 def _names_one_host(req: Any) -> bool:
     """As HTTP/1.1 demands; without it proxies and servers can differ about whom they serve."""
     count = sum(name == "HOST" for name, _ in req.headers)
-    return count == 1 or (count == 0 and req.version < (1, 1))
+    return bool(count == 1 or (count == 0 and req.version < (1, 1)))
 
 
 def _say(client: Any, error: RequestError) -> None:
