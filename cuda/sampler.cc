@@ -154,8 +154,8 @@ void Sampler::pack_counts(const ScheduledSequence& sequence, int64_t vocab,
 void Sampler::add_targets(std::span<const SampleRow> rows, Piece& piece) const {
   piece.targets.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
-    piece.targets.push_back({rows[i].batch_row, params_[i].first_entry, params_[i].num_entries,
-                             rows[i].target_id < 0});
+    piece.targets.push_back(
+        {rows[i].batch_row, params_[i].first_entry, params_[i].num_entries, rows[i].target_id < 0});
   }
 }
 
@@ -172,8 +172,8 @@ void Sampler::launch(const DeviceContext& context, TensorView logits, Piece& pie
   const size_t params_bytes = params_.size() * sizeof(SampleRowParams);
   std::memcpy(piece.input.as(), params_.data(), params_bytes);
   std::memcpy(piece.input.as() + params_bytes, lists_.data(), lists_.size() * sizeof(int32_t));
-  check_cuda(cudaMemcpyAsync(input_.data(), piece.input.as(), input_bytes(),
-                             cudaMemcpyHostToDevice, context.stream));
+  check_cuda(cudaMemcpyAsync(input_.data(), piece.input.as(), input_bytes(), cudaMemcpyHostToDevice,
+                             context.stream));
   SampleArrays arrays;
   arrays.logits = logits.as<float>();
   arrays.stride = logits.row_stride;

@@ -60,9 +60,9 @@ struct SampleArrays {
   int num_raw_rows = 0;
   const SampleRowParams* rows = nullptr;  // [num_rows]
   const int32_t* lists = nullptr;
-  float* copies = nullptr;         // [rows that need one, vocab]
-  float2* runs = nullptr;          // [num_rows, num_runs]: maximum, sum of exponentials
-  float2* raw_runs = nullptr;      // [num_raw_rows, num_runs], at temperature 1
+  float* copies = nullptr;     // [rows that need one, vocab]
+  float2* runs = nullptr;      // [num_rows, num_runs]: maximum, sum of exponentials
+  float2* raw_runs = nullptr;  // [num_raw_rows, num_runs], at temperature 1
   // Host memory that the device writes to: results cross as they are made.
   SampledToken* tokens = nullptr;  // [num_rows]
   LogprobEntry* entries = nullptr;

@@ -1,6 +1,6 @@
 // Block (sequence, part): each part takes every so many-th run of kThreads tokens, and of the
-// sequence's block table. Padding sequences have a block each too. Bound by latency: a step's arrays
-// are some tens of KB.
+// sequence's block table. Padding sequences have a block each too. Bound by latency: a step's
+// arrays are some tens of KB.
 #include <algorithm>
 
 #include "cuda/common/launch.cuh"

@@ -123,12 +123,12 @@ struct PackedInputs {
   int64_t num_padding_seqs = 0;  // more sequences behind them, of one token each that is none
   int64_t max_query_len = 0;
   int64_t num_logits = 0;
-  const int32_t* token_ids = nullptr;         // [num_tokens]; below 0: drawn last in slot -1 - id
-  const int32_t* query_start_loc = nullptr;   // [num_seqs + 1]
-  const int32_t* seq_lens = nullptr;          // [num_seqs]
-  const int32_t* block_table_loc = nullptr;   // [num_seqs + 1], where each table begins
-  const int32_t* packed_tables = nullptr;     // block ids, one table behind the other
-  const int32_t* logits_indices = nullptr;    // [num_logits]
+  const int32_t* token_ids = nullptr;        // [num_tokens]; below 0: drawn last in slot -1 - id
+  const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
+  const int32_t* seq_lens = nullptr;         // [num_seqs]
+  const int32_t* block_table_loc = nullptr;  // [num_seqs + 1], where each table begins
+  const int32_t* packed_tables = nullptr;    // block ids, one table behind the other
+  const int32_t* logits_indices = nullptr;   // [num_logits]
 };
 
 // The arrays of ForwardInputs, to be written. Sized for every step: their addresses do not change.
@@ -216,16 +216,17 @@ class Backend {
   // out[i] = x[indices[i]]. out [num_logits, hidden].
   virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
 
-  // Steps. Between begin_step() and end_step() a step is issued; wait_step() returns when the oldest
-  // that ended and was not waited for has run. A step that was begun and not ended is forgotten by
-  // the next begin_step(). At most max_steps_in_flight() steps may await their wait_step().
+  // Steps. Between begin_step() and end_step() a step is issued; wait_step() returns when the
+  // oldest that ended and was not waited for has run. A step that was begun and not ended is
+  // forgotten by the next begin_step(). At most max_steps_in_flight() steps may await their
+  // wait_step().
   virtual int32_t max_steps_in_flight() const { return 1; }
   virtual void begin_step() {}
   virtual void end_step() {}
   virtual void wait_step() { synchronize(); }
 
-  // Writes the arrays of a step: positions count up to each sequence's length, padding gets token 0,
-  // position 0, slot -1, length 0 and a row of logits. The default is for backends whose device
+  // Writes the arrays of a step: positions count up to each sequence's length, padding gets token
+  // 0, position 0, slot -1, length 0 and a row of logits. The default is for backends whose device
   // memory is the host's and which have one step in flight.
   // Requires: padding only where every sequence has one token and one row of logits.
   virtual void unpack_inputs(const PackedInputs& packed, const ForwardArrays& arrays);
@@ -246,8 +247,8 @@ class Backend {
   // returns an id; launch_graph() runs them as one, reading the same addresses again. Recorded
   // operations may depend on the contents of device arrays but not on the host copies in
   // ForwardInputs, so only steps of the same num_tokens, num_seqs and num_logits whose sequences
-  // have one query each can share a graph; fewer sequences are padded. Requires: supports_graphs(); `work` has run once
-  // outside a capture; it neither copies nor samples.
+  // have one query each can share a graph; fewer sequences are padded. Requires: supports_graphs();
+  // `work` has run once outside a capture; it neither copies nor samples.
   virtual bool supports_graphs() const { return false; }
   virtual int32_t capture_graph(const std::function<void()>& /*work*/) {
     check(false, "this backend has no graphs");

@@ -165,8 +165,8 @@ bool Engine::step() {
   return false;
 }
 
-// Overlapped, a step is launched while the one before it computes, whose tokens are read after that:
-// the device goes from one to the next without a pause.
+// Overlapped, a step is launched while the one before it computes, whose tokens are read after
+// that: the device goes from one to the next without a pause.
 bool Engine::step_once() {
   const Clock::time_point begin = Clock::now();
   beat();
@@ -220,7 +220,8 @@ bool Engine::try_on_device(Work&& work, std::string& cause) {
   return false;
 }
 
-// False if there was nothing to launch. A step that cannot be launched fails behind those in flight.
+// False if there was nothing to launch. A step that cannot be launched fails behind those in
+// flight.
 bool Engine::launch_step() {
   ScheduledBatch& batch = batches_[scheduler_.num_steps_in_flight()];
   scheduler_.schedule(batch);

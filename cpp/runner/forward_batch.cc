@@ -79,16 +79,15 @@ const ForwardInputs& ForwardBatch::build(const ScheduledBatch& batch, int64_t nu
   const auto num_seqs = static_cast<int64_t>(batch.sequences.size());
   check(num_seqs > 0 && num_seqs + num_padding_seqs <= limits_.max_num_seqs,
         "too many sequences in a step");
-  check(batch.num_tokens > 0 &&
-            batch.num_tokens + num_padding_seqs <= limits_.max_num_batched_tokens,
-        "too many tokens in a step");
+  check(
+      batch.num_tokens > 0 && batch.num_tokens + num_padding_seqs <= limits_.max_num_batched_tokens,
+      "too many tokens in a step");
   inputs_ = ForwardInputs{};
   inputs_.num_seqs = num_seqs;
   sample_rows_.clear();
   num_table_entries_ = 0;
 
-  const Packed packed =
-      lay_out(batch.num_tokens + num_padding_seqs, num_seqs + num_padding_seqs);
+  const Packed packed = lay_out(batch.num_tokens + num_padding_seqs, num_seqs + num_padding_seqs);
   packed.query_start_loc[0] = 0;
   for (int32_t row = 0; row < num_seqs; ++row) add_sequence(batch, row, packed);
   packed.block_table_loc[num_seqs] = static_cast<int32_t>(num_table_entries_);
@@ -125,8 +124,7 @@ void ForwardBatch::add_sequence(const ScheduledBatch& batch, int32_t row, const 
   check(begin < end && end <= std::ssize(sequence.token_ids), "scheduled positions are not known");
   check(num_blocks <= std::ssize(sequence.block_table),
         "the block table does not cover the scheduled positions");
-  check(num_blocks <= limits_.max_blocks_per_sequence(),
-        "a sequence is longer than max_model_len");
+  check(num_blocks <= limits_.max_blocks_per_sequence(), "a sequence is longer than max_model_len");
   check(inputs_.num_tokens + (end - begin) <= batch.num_tokens,
         "num_tokens is not the sum over the sequences");
 

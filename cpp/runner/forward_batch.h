@@ -32,14 +32,13 @@ class ForwardBatch {
   static int64_t size_bytes(const BatchLimits& limits);
 
   // Flattens `batch`, with `num_padding_seqs` sequences of one token behind it that are none, and
-  // starts its way to the device. The pointers are the same at each call; the spans stay valid until
-  // the next. Allocates nothing.
-  // Requires: the batch is within the limits; block tables cover the positions; padding only behind
-  // sequences that each compute one token and sample.
+  // starts its way to the device. The pointers are the same at each call; the spans stay valid
+  // until the next. Allocates nothing. Requires: the batch is within the limits; block tables cover
+  // the positions; padding only behind sequences that each compute one token and sample.
   const ForwardInputs& build(const ScheduledBatch& batch, int64_t num_padding_seqs = 0);
 
-  // One row for each of logits_indices but those of padding, pointing into the batch that was built.
-  // A sequence's prompt rows stand before the row it draws from.
+  // One row for each of logits_indices but those of padding, pointing into the batch that was
+  // built. A sequence's prompt rows stand before the row it draws from.
   std::span<const SampleRow> sample_rows() const { return sample_rows_; }
 
  private:

@@ -112,7 +112,8 @@ TensorView ModelRunner::logits(int64_t num_rows) const {
 // The least graph that has room for the batch. Its sequences must also fit the step's limits.
 const ModelRunner::DecodeGraph* ModelRunner::find_graph(const ScheduledBatch& batch) const {
   if (graphs_.empty() || !is_decode(batch)) return nullptr;
-  const auto found = std::ranges::lower_bound(graphs_, batch.num_tokens, {}, &DecodeGraph::num_seqs);
+  const auto found =
+      std::ranges::lower_bound(graphs_, batch.num_tokens, {}, &DecodeGraph::num_seqs);
   return found == graphs_.end() ? nullptr : &*found;
 }
 

@@ -1,6 +1,7 @@
 // What the scheduler asks the runner to compute in one step, and what comes back. Plain data: the
-// spans point into the sequences. They may be read while the step is launched; after that a sequence
-// may move on, and only what is plain here, and `sampling`, stays as it is until the step's update.
+// spans point into the sequences. They may be read while the step is launched; after that a
+// sequence may move on, and only what is plain here, and `sampling`, stays as it is until the
+// step's update.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ inline constexpr int32_t kPendingToken = -1;
 
 struct ScheduledSequence {
   int32_t slot = 0;             // stable row in [0, max_num_seqs) while the sequence is RUNNING
-  bool is_new_in_slot = false;  // nothing was drawn in the slot for this sequence so far: state that
-                                // is kept by slot is another's
+  bool is_new_in_slot = false;  // nothing was drawn in the slot for this sequence so far: state
+                                // that is kept by slot is another's
 
   std::span<const int32_t> token_ids;  // prompt and output so far; the last may be kPendingToken
   int64_t num_prompt_tokens = 0;

@@ -42,9 +42,9 @@ struct SchedulerStats {
   int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
 };
 
-// A step is schedule() and then, with its result, update() - or fail() when there is none. In between
-// it is in flight. Steps end in the order in which they were scheduled. Every sequence that add()
-// makes is emitted to the sink with a finish reason exactly once.
+// A step is schedule() and then, with its result, update() - or fail() when there is none. In
+// between it is in flight. Steps end in the order in which they were scheduled. Every sequence that
+// add() makes is emitted to the sink with a finish reason exactly once.
 //
 // A step that is scheduled while another is in flight counts on the other's tokens without knowing
 // them: they are drawn, so they stand in token_ids as kPendingToken. What turns out to be drawn for
@@ -137,7 +137,7 @@ class Scheduler {
 
   std::unordered_map<uint64_t, std::unique_ptr<SequenceGroup>> groups_;  // by request id
   WaitingQueue waiting_;
-  std::vector<Sequence*> running_;    // by rank
+  std::vector<Sequence*> running_;  // by rank
   std::vector<int32_t> free_slots_;
   std::vector<SequenceGroup*> retired_;  // without unfinished sequences, to be destroyed
   std::vector<uint64_t> finished_ids_;

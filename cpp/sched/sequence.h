@@ -44,7 +44,7 @@ struct Sequence {
   // the step that draws it to its update.
   std::vector<int32_t> token_ids;
   int64_t num_computed_tokens = 0;  // steps in flight included
-  int64_t num_cached_tokens = 0;  // of num_computed_tokens, found ready at the first admission
+  int64_t num_cached_tokens = 0;    // of num_computed_tokens, found ready at the first admission
   int64_t num_reported_prompt_positions = 0;  // whose prompt log-probabilities were emitted
   BlockTable blocks;
 
@@ -59,8 +59,8 @@ struct SequenceGroup {
   std::vector<int32_t> banned_token_ids;  // end and stop ids, if min_tokens bans them at first
   std::vector<Sequence> sequences;        // [n]
   int32_t num_unfinished = 0;
-  bool is_waiting = true;       // none of the sequences was admitted so far
-  bool holds_siblings = false;  // sequences 1.. wait until sequence 0 has computed the prompt
+  bool is_waiting = true;        // none of the sequences was admitted so far
+  bool holds_siblings = false;   // sequences 1.. wait until sequence 0 has computed the prompt
   bool needs_token_ids = false;  // on the host, to sample the next one
   int64_t last_step = 0;         // in which one of the sequences was scheduled
 

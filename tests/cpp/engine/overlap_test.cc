@@ -47,8 +47,8 @@ struct ModelEngine {
     auto runner = std::make_unique<ModelRunner>(*backend, *model, runner_config,
                                                 plan_memory(runner_config, *model, *backend, 0));
     runner->warm_up([](double) {});
-    engine = std::make_unique<Engine>(config, model->config().vocab_size, kNumBlocks,
-                                      std::move(runner));
+    engine =
+        std::make_unique<Engine>(config, model->config().vocab_size, kNumBlocks, std::move(runner));
   }
 
   std::unique_ptr<ReferenceBackend> backend;
@@ -103,8 +103,7 @@ void expect_equal(const TakenOutputs& actual, const TakenOutputs& expected) {
     const TakenSequence& got = actual.at(name.first, name.second);
     const std::string which =
         "request " + std::to_string(name.first) + " sequence " + std::to_string(name.second);
-    if (wanted.finish_reason == FinishReason::kAbort ||
-        got.finish_reason == FinishReason::kAbort) {
+    if (wanted.finish_reason == FinishReason::kAbort || got.finish_reason == FinishReason::kAbort) {
       const size_t common = std::min(got.token_ids.size(), wanted.token_ids.size());
       EXPECT_TRUE(std::equal(got.token_ids.begin(), got.token_ids.begin() + common,
                              wanted.token_ids.begin()))

@@ -206,7 +206,7 @@ class FakeRunner final : public StepRunner {
 };
 
 inline FakeRunnerOptions fake_options(const SchedulerOptions& options) {
-  return {options.vocab_size, options.blocks.num_blocks, options.blocks.block_size,
+  return {options.vocab_size,   options.blocks.num_blocks,      options.blocks.block_size,
           options.max_num_seqs, options.max_num_batched_tokens, options.max_steps_in_flight};
 }
 
