@@ -31,7 +31,9 @@ def package(module: str, distribution: str = "") -> Any:
     try:
         found = importlib.import_module(module)
     except ImportError:
-        _missing(f"{module} is not installed: pip install '.[clients]'", REQUIRED in ("own", "all"))
+        _missing(
+            f"{module} is not installed: pip install '.[clients,otel]'", REQUIRED in ("own", "all")
+        )
     name = distribution or module
     versions[name] = version(name)
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from octavo.config import resolve_options
 from octavo.errors import ConfigError
 from octavo.model.resolve import ResolvedModel, resolve_local
+from octavo.server.tracing import check_tracing
 
 if TYPE_CHECKING:
     from octavo.config import ServeConfig
@@ -28,6 +29,8 @@ def preflight(config: ServeConfig) -> None:
         _check_certificate(config.ssl_certfile, config.ssl_keyfile)
     if config.chat_template and "{" not in config.chat_template:  # else it is the template itself
         _check_readable("--chat-template", config.chat_template)
+    if config.otlp_traces_endpoint:
+        check_tracing(config.otlp_traces_endpoint)
     find_model(config)
 
 
