@@ -83,6 +83,10 @@ void ModelRunner::run(const ScheduledBatch& batch, StepResult& result) {
 void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
   const ForwardInputs& inputs = batch_.build(batch);
   const TensorView hidden = model_.forward(inputs, *cache_, workspace_);
+  if (batch.before_sampling) {
+    backend_.synchronize();  // gives the masks all the time that the device takes
+    batch.before_sampling();
+  }
   const std::span<const SampleRow> rows = batch_.sample_rows();
   const int64_t vocab_size = model_.config().vocab_size;
   const int64_t rows_at_once = max_logits_rows(config_);

@@ -57,16 +57,18 @@ class Scheduler {
   // Requires: the id is not live, 1 <= prompt tokens < max_model_len(), parameters in range.
   void add(Request&& request);
 
-  // Finishes what is left of a request. Unknown ids are ignored.
-  void abort(uint64_t request_id);
+  // Finishes what is left of a request, or only one of its sequences. Unknown ids and ended
+  // sequences are ignored.
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
 
   // Finishes every sequence. `error` goes with kError.
   void finish_all(FinishReason reason, const char* error);
 
   void reset_prefix_cache() { blocks_.reset_prefix_cache(); }
 
-  // Fills the next step's batch, decodes first. Empty only when nothing is live.
-  void schedule(ScheduledBatch& batch);
+  // Fills the next step's batch, decodes first. Empty only when nothing is live. `now_ns` is on the
+  // clock of Request::arrival_ns.
+  void schedule(ScheduledBatch& batch, int64_t now_ns = 0);
 
   // Takes in the result of the batch that the last schedule() filled. Throws: CheckError, without
   // having changed anything, when the result does not fit the batch.
@@ -129,6 +131,7 @@ class Scheduler {
   std::vector<SequenceGroup*> retired_;  // without unfinished sequences, to be destroyed
   std::vector<uint64_t> finished_ids_;
 
+  int64_t now_ns_ = 0;             // at the last schedule()
   int64_t budget_ = 0;             // tokens that the batch being filled has left
   Rank blocked_rank_;              // the sequence that was last refused for want of blocks ...
   int64_t blocked_num_free_ = -1;  // ... while this many were free

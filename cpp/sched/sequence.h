@@ -56,6 +56,7 @@ struct SequenceGroup {
   std::vector<Sequence> sequences;        // [n]
   int32_t num_unfinished = 0;
   bool is_waiting = true;       // none of the sequences was admitted so far
+  int64_t queue_time_ns = 0;    // until the first of them was
   bool holds_siblings = false;  // sequences 1.. wait until sequence 0 has computed the prompt
 
   // What a sequence asks of the sampler once its prompt log-probabilities are out (or if they are
@@ -63,6 +64,7 @@ struct SequenceGroup {
   SamplingParams sampling_after_prompt;
 
   bool wants_prompt_logprobs() const { return request.sampling.prompt_logprobs >= 0; }
+  bool has_grammar() const { return !request.token_mask.empty(); }
   int64_t num_prompt_tokens() const { return std::ssize(request.token_ids); }
 };
 

@@ -32,7 +32,7 @@ _SAME = (
     "max_num_queued_reqs",
     "seed",
 )
-_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
 def engine_config(
@@ -65,7 +65,7 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
 
 
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
-    """Sampling parameters without what concerns only the text."""
+    """Sampling parameters without what the engine is told in other ways, or not at all."""
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     for name in _TEXT_ONLY:
         del fields[name]
