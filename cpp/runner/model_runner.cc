@@ -101,11 +101,14 @@ void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
 
 void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
   const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_);
+  double cost = 0.0, done = 0.0;
+  for (const WarmUpShape& shape : shapes) cost += warm_up_cost(shape);
   StepResult result;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    WarmUpBatch step(shapes[i], config_.block_size, model_.config().vocab_size);
+  for (const WarmUpShape& shape : shapes) {
+    WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
     run(step.batch(), result);
-    report_progress(static_cast<double>(i + 1) / static_cast<double>(shapes.size()));
+    done += warm_up_cost(shape);
+    report_progress(done / cost);
   }
 }
 

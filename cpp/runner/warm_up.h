@@ -16,9 +16,13 @@ struct WarmUpShape {
   int64_t prefill_tokens = 0;
 };
 
-// Decode at 1, 2, 4 … max_num_seqs sequences, a full prefill chunk, and both in one step; cut to
-// what the blocks hold.
+// Decode at 1, 2, 4 … max_num_seqs sequences, decodes and a short prefill in one step, a full
+// prefill chunk; cut to what the blocks hold. The cheap ones come first, so that progress shows
+// soon.
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan);
+
+// What running the shape costs beside the others, roughly; > 0.
+double warm_up_cost(const WarmUpShape& shape);
 
 // Owns what a ScheduledBatch of a shape points to. Each sequence has blocks of its own, from 0 on.
 // Sequences take turns between greedy and every step of the sampler.

@@ -168,6 +168,7 @@ class Engine:
     def abort(self, request_id: int, sequence_index: int = -1) -> None:
         """Stop a request, or one of its sequences."""
     def reset_prefix_cache(self) -> None: ...
+    def self_check(self) -> None: ...
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
@@ -188,6 +189,8 @@ class Engine:
         """
     def is_healthy(self) -> bool:
         """False once the device is lost: start the process again."""
+    def last_error(self) -> str:
+        """Why the last step failed, or why the engine ended by itself; "" while all is well."""
     def device_name(self) -> str: ...
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:
