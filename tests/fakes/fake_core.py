@@ -50,7 +50,7 @@ class FakeEngine:
         self.step_s = step_s
         self.max_num_queued = max_num_queued
         self.lost_on_token = lost_on_token  # of a prompt: ends as the engine does without a device
-        self.aborted: list[int] = []
+        self.aborted: list[int | tuple[int, int]] = []
         self.num_resets = 0
         self.num_self_checks = 0
         self.fault: BaseException | None = None
@@ -71,7 +71,15 @@ class FakeEngine:
 
     # --- octavo._core.Engine ---
 
-    def submit(self, id, token_ids, sampling, priority=0, cache_salt=0) -> None:  # noqa: A002
+    def submit(
+        self,
+        id,  # noqa: A002
+        token_ids,
+        sampling,
+        priority=0,
+        cache_salt=0,
+        token_mask=None,
+    ) -> None:
         tokens = array.array("i", bytes(token_ids))
         if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
             raise InvalidRequestError("A token id is out of range.", param="prompt")
@@ -87,14 +95,19 @@ class FakeEngine:
                 self._lose_device()
             self._changed.notify_all()
 
-    def abort(self, id: int) -> None:  # noqa: A002
+    def abort(self, id: int, sequence_index: int = -1) -> None:  # noqa: A002
         with self._changed:
-            self.aborted.append(id)
-            ended = [s for s in self._running if s.id == id]
-            self._running = [s for s in self._running if s.id != id]
+            self.aborted.append(id if sequence_index < 0 else (id, sequence_index))
+            ended = [s for s in self._running if s.id == id and sequence_index in (-1, s.index)]
+            self._running = [s for s in self._running if s not in ended]
             for sequence in ended:
                 self._publish(sequence, [], reason=3)
             self._changed.notify_all()
+
+    def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_shut_down, timeout_s)
+        return None if self._is_shut_down else []
 
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
@@ -183,7 +196,7 @@ class FakeEngine:
                     num_logprobs += 1
         batch.records += RECORD.pack(
             sequence.id, sequence.index, len(tokens), sequence.num_prompt, 0, -1, num_logprobs, 0,
-            reason,
+            0, reason,
         )  # fmt: skip
         batch.token_ids += array.array("i", tokens).tobytes()
         if error:
