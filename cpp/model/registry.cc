@@ -11,6 +11,7 @@
   X("ministral", create_llama)    \
   X("mistral", create_llama)      \
   X("mixtral", create_mixtral)    \
+  X("olmo2", create_olmo2)        \
   X("olmoe", create_olmoe)        \
   X("phi3", create_phi3)          \
   X("qwen2", create_llama)        \

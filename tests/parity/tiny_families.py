@@ -12,6 +12,7 @@ from transformers import (
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
     OlmoeConfig,
     Phi3Config,
     Qwen2Config,
@@ -168,6 +169,7 @@ FAMILIES = {
             attention_bias=True,
         )
     ),
+    "olmo2": Family(_config(Olmo2Config, **rope("linear")), "olmo2"),
     "olmoe": Family(
         _config(OlmoeConfig, num_experts=6, num_experts_per_tok=3, **rope("linear")), "olmoe"
     ),
