@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +11,15 @@ import pytest
 from model.checkpoints import CONFIG, GgufBuilder, llama_tensors, write_model
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.model.config import to_core
+from octavo.model.files import ModelFiles
 from octavo.model.generation_config import gguf_generation_config
 from octavo.model.gguf import GgufModel
 from octavo.model.gguf_config import gguf_model_info
 from octavo.model.hf_config import hf_model_info
+from octavo.model.resolve import ResolvedModel, ResolveOptions, resolve_local
 from octavo.model.rope_factors import fit_llama3
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from octavo.model.config import ModelInfo
 
 pytest.importorskip("octavo._core")
@@ -244,3 +245,13 @@ def test_the_engine_s_configuration_has_every_field(tmp_path: Path) -> None:
         assert getattr(converted, name) == getattr(model, name)
     public = {name for name in dir(converted) if not name.startswith("_")}
     assert public == names | {"rope"}
+
+
+def test_a_named_demo_is_sampled_as_its_authors_advise() -> None:
+    found = resolve_local("smollm2", ResolveOptions(cache_dir=Path("/nowhere")))
+    assert isinstance(found, ResolvedModel)
+    generation = ModelFiles(found).generation_config()
+    assert (generation.temperature, generation.top_p) == (0.2, 0.9)
+    by_path = ModelFiles(dataclasses.replace(found, name="other")).generation_config()
+    assert (by_path.temperature, by_path.top_p) == (None, None)
+    assert by_path.eos_token_ids == generation.eos_token_ids

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.model.demo import DEMOS
 from octavo.model.json_file import read_bounded
 
 if TYPE_CHECKING:
@@ -51,7 +53,11 @@ class ModelFiles:
         from octavo.model import generation_config  # noqa: PLC0415 - the engine's process only
 
         if self.model.kind == "gguf":
-            return generation_config.gguf_generation_config(self._gguf)
+            found = generation_config.gguf_generation_config(self._gguf)
+            demo = DEMOS.get(self.model.name)
+            if demo is None:
+                return found
+            return dataclasses.replace(found, temperature=demo.temperature, top_p=demo.top_p)
         return generation_config.hf_generation_config(self.model.path)
 
     def tokenizer(self, override: str = "") -> Tokenizer:
