@@ -251,9 +251,7 @@ class ServeConfig:
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
     otlp_traces_endpoint: str = option(
-        "send a span of each request to this OpenTelemetry collector, over HTTP",
-        default="",
-        metavar="URL",
+        "send a span of each request to this OpenTelemetry collector", default="", metavar="URL"
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -31,9 +31,7 @@ def package(module: str, distribution: str = "") -> Any:
     try:
         found = importlib.import_module(module)
     except ImportError:
-        _missing(
-            f"{module} is not installed: pip install '.[clients,otel]'", REQUIRED in ("own", "all")
-        )
+        require(f"{module} is not installed: pip install '.[clients,otel]'")
     name = distribution or module
     versions[name] = version(name)
     return found
@@ -43,7 +41,7 @@ def program(environment: str, name: str) -> Path:
     """A program of another environment, made by `tests/run.sh clients`."""
     found = ENVIRONMENTS / environment / name
     if not found.exists():
-        _missing(f"{found} is not there: tests/run.sh clients makes it", REQUIRED == "all")
+        require(f"{found} is not there: tests/run.sh clients makes it", only="all")
     return found
 
 
@@ -71,7 +69,13 @@ def run_script(environment: str, script: str, url: str, key: str) -> dict[str, A
     return dict(answer)
 
 
-def _missing(reason: str, is_required: bool) -> None:
-    if is_required:
+def require(reason: str, *, only: str = "own") -> NoReturn:
+    """Fail where the thing must be there, skip elsewhere.
+
+    Args:
+        reason: What is missing, and how it gets there.
+        only: "own" for what the extras install, "all" for what else `tests/run.sh clients` needs.
+    """
+    if REQUIRED in (only, "all"):
         pytest.fail(reason)
     pytest.skip(reason, allow_module_level=True)
