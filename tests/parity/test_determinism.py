@@ -103,7 +103,9 @@ def test_every_instruction_set(isa: str, quantization: str, load: Callable[..., 
     except ConfigError:
         pytest.skip(f"this processor has no {isa}")
     expected = both(llm)
-    chunked = load(cpu_isa=isa, quantization=quantization, max_num_batched_tokens=19)
+    chunked = load(
+        cpu_isa=isa, quantization=quantization, max_num_batched_tokens=19, max_num_seqs=8
+    )
     params = [GREEDY, SEEDED, *[GREEDY] * 6]
     outputs = chunked.generate([PROMPT, PROMPT, *OTHERS[:6]], params)
     assert {"greedy": result(outputs[0]), "seeded": result(outputs[1])} == expected
