@@ -374,7 +374,7 @@ def test_one_sequence_can_be_aborted(serve: Callable[..., Stack]) -> None:
         tokens[output.sequence_index] += output.token_ids
         if output.finish_reason:
             reasons[output.sequence_index] = output.finish_reason
-        if output.sequence_index == 0 and len(tokens[0]) == 3:
+        if output.sequence_index == 0 and len(tokens[0]) >= 3:
             stream.abort_sequence(0)
     assert reasons == {0: "abort", 1: "length"}
     assert len(tokens[0]) < 200
