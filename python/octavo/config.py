@@ -75,7 +75,9 @@ class ServeConfig:
         metavar="N|auto",
     )
     chat_template: str = option(
-        "file that replaces the model's chat template", default="", metavar="FILE"
+        "what replaces the model's chat template: a file, or the Jinja text itself",
+        default="",
+        metavar="FILE|TEXT",
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
     enable_auto_tool_choice: bool = option(

@@ -41,11 +41,16 @@ class Sequence:
 
 class FakeEngine:
     def __init__(
-        self, step_s: float = 0.0, max_num_queued: int = 1000, lost_device: str = ""
+        self,
+        step_s: float = 0.0,
+        max_num_queued: int = 1000,
+        lost_on_token: int | None = None,
+        lost_device: str = "",
     ) -> None:
         self.step_s = step_s
         self.lost_device = lost_device  # what the first step finds, if anything
         self.max_num_queued = max_num_queued
+        self.lost_on_token = lost_on_token
         self.aborted: list[int] = []
         self.num_resets = 0
         self.num_self_checks = 0
@@ -71,6 +76,9 @@ class FakeEngine:
         tokens = array.array("i", bytes(token_ids))
         if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
             raise InvalidRequestError("A token id is out of range.", param="prompt")
+        if self.lost_on_token in tokens:
+            self.fail(RuntimeError("The device is lost."))
+            return
         with self._changed:
             if len(self._running) >= self.max_num_queued:
                 raise QueueFullError("Too many requests wait already.")

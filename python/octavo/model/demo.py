@@ -33,8 +33,8 @@ class Demo:
         member: The file's path in the wheel, and below site-packages.
         num_bytes: Its size.
         sha256: Its digest, in hexadecimal.
-        temperature: What its authors advise; the file itself does not say.
-        top_p: The same.
+        temperature: What the model's authors recommend; the file does not say it.
+        top_p: Likewise.
     """
 
     package: str
@@ -42,8 +42,8 @@ class Demo:
     member: str
     num_bytes: int
     sha256: str
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float
+    top_p: float
 
     @property
     def requirement(self) -> str:

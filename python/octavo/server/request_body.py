@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 from gevent import monkey
+from gunicorn.http.errors import ParseException
 
 from octavo.errors import InvalidRequestError, RequestError
 
@@ -47,7 +48,7 @@ def read_body(req: falcon.Request, max_bytes: int, deadline_s: float) -> bytearr
             return _read(req, length, max_bytes)
     except gevent.Timeout:
         raise BodyTooSlowError("The request body did not come in time.") from None
-    except OSError:  # includes what gunicorn raises for a malformed chunk
+    except (OSError, ParseException):  # it ended early, or a chunk is malformed
         raise InvalidRequestError("The request body did not arrive whole.") from None
 
 
