@@ -21,6 +21,7 @@ from octavo.server.schemas.completions import (
 )
 from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
 from octavo.server.streaming import stream_generation
+from octavo.server.structured import answer_grammar, checked
 from octavo.server.work import Route, plan
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class CompletionsResource:
 def _route(request: CompletionRequest) -> Route:
     echoed = request.logprobs if request.echo else None
     asked = [k for k in (request.prompt_logprobs, echoed) if k is not None]
+    wanted = answer_grammar(request)
     return Route(
         param="prompt",
         add_special_tokens=True,
@@ -82,6 +84,7 @@ def _route(request: CompletionRequest) -> Route:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=request.logprobs,
         prompt_logprobs=max(asked, default=None),
+        grammar=checked(*wanted) if wanted else None,
     )
 
 

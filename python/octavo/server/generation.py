@@ -79,6 +79,8 @@ class Generation:
             for _ in range(sampling.n)
         ]
         self._cached_tokens = [0] * len(work.prompts)
+        self._metrics = context.metrics
+        self._has_begun = [False] * len(work.prompts)
         self._streams: list[RequestStream] = []
         try:
             for prompt, sampling in work.prompts:
@@ -171,6 +173,9 @@ class Generation:
 
     def _take(self, index: int, output: RequestOutput) -> Piece | None:
         self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
+        if output.token_ids and not self._has_begun[index]:
+            self._has_begun[index] = True
+            self._metrics.queued(output.queue_time_us * 1e-6)
         if output.prompt_logprobs:
             self.prompt_logprobs[index] += output.prompt_logprobs
         number = index * self.n + output.sequence_index
@@ -180,6 +185,8 @@ class Generation:
         piece = choice.take(number, output)
         if choice.is_finished and self._is_over(index):
             self._streams[index].abort()
+        elif choice.is_finished and output.finish_reason is None:  # by a stop string
+            self._streams[index].abort_sequence(output.sequence_index)
         return piece
 
     def _is_over(self, index: int) -> bool:
