@@ -261,9 +261,7 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
-    otlp_traces_endpoint: str = option(
-        "send a span of each request to this OpenTelemetry collector", default="", metavar="URL"
-    )
+    otlp_traces_endpoint: str = option("where OpenTelemetry spans go", default="", metavar="URL")
 
     def __post_init__(self) -> None:
         for each in options():
