@@ -105,6 +105,8 @@ void Engine::abort(uint64_t request_id) { queue_.abort(request_id); }
 
 void Engine::reset_prefix_cache() { queue_.reset_prefix_cache(); }
 
+void Engine::self_check() { queue_.self_check(); }
+
 bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout) {
   return outbox_.take(batches, timeout);
 }
@@ -194,6 +196,10 @@ void Engine::drain() {
         break;
       case Command::Kind::kResetPrefixCache:
         scheduler_.reset_prefix_cache();
+        break;
+      case Command::Kind::kSelfCheck:
+        scheduler_.self_check();
+        ++step_stats_.num_self_checks;
         break;
     }
   }

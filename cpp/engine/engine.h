@@ -51,6 +51,11 @@ class Engine {
   // Takes effect at the next step.
   void reset_prefix_cache();
 
+  // Checks every count, slot and reference of scheduler and KV cache before the next step, and
+  // counts it in EngineStats::num_self_checks. An inconsistent engine loses its device. Takes time
+  // that grows with the number of blocks: for operators and tests.
+  void self_check();
+
   // Waits until outputs are there and swaps them into `batches`, one OutputBatch a connection. Pass
   // the same vector each time: its buffers are reused. Empty after the time-out. False, with
   // `batches` empty, once the engine has shut down and every output was taken.

@@ -75,6 +75,7 @@ struct EngineStats {
   int64_t num_prefix_query_tokens = 0;
   int64_t num_prefix_hit_tokens = 0;
   int64_t num_preemptions = 0;
+  int64_t num_self_checks = 0;                // that found everything consistent
   int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
   int64_t max_model_len = 0;
   int64_t kv_cache_bytes = 0;

@@ -8,6 +8,10 @@ namespace {
 // Enough rows behind the decodes of a mixed step to take the prefill paths of every operation.
 constexpr int64_t kMixedPrefillTokens = 64;
 
+// Reading the weights once takes as long as computing about so many tokens: two CPU cores, see
+// bench/results/2026-11-22-startup.md.
+constexpr int64_t kTokensOfOneStep = 12;
+
 int64_t prefill_length(int64_t wanted, int64_t num_blocks, const RunnerConfig& config,
                        const MemoryPlan& plan) {
   return std::min({wanted, plan.max_model_len, num_blocks * config.block_size});
@@ -44,10 +48,10 @@ std::vector<int64_t> decode_batch_sizes(int64_t most) {
 
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
                                         bool has_graphs) {
-  std::vector<WarmUpShape> shapes;
-  shapes.push_back(full_chunk(config, plan));
-  if (plan.max_model_len < config.block_size) return shapes;
+  const WarmUpShape chunk = full_chunk(config, plan);
+  if (plan.max_model_len < config.block_size) return {chunk};
 
+  std::vector<WarmUpShape> shapes;
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
   if (has_graphs) {
@@ -62,7 +66,13 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
       std::min(kMixedPrefillTokens, config.max_num_batched_tokens - decodes);
   const int64_t prefill = prefill_length(tokens_left, plan.num_blocks - decodes, config, plan);
   if (decodes > 0 && prefill > 0) shapes.push_back({decodes, 1, prefill});
+  shapes.push_back(chunk);
   return shapes;
+}
+
+double warm_up_cost(const WarmUpShape& shape) {
+  const int64_t tokens = shape.num_decodes + shape.num_prefills * shape.prefill_tokens;
+  return static_cast<double>(kTokensOfOneStep + tokens);
 }
 
 WarmUpBatch::WarmUpBatch(const WarmUpShape& shape, int64_t block_size, int64_t vocab_size)

@@ -34,7 +34,7 @@ int64_t capacity_in_tokens(const BlockManager& blocks) {
   return blocks.num_blocks() * blocks.block_size();
 }
 
-const SchedulerOptions& validated(const SchedulerOptions& options) {
+SchedulerOptions validated(SchedulerOptions options) {
   if (options.vocab_size < 1) throw ConfigError("vocab_size must be at least 1");
   if (options.max_model_len < 2) throw ConfigError("max_model_len must be at least 2");
   if (options.max_num_seqs < 1) throw ConfigError("max_num_seqs must be at least 1");

@@ -245,14 +245,16 @@ class RequestStream:
 
     def _merge_all(self) -> None:
         """One output for each sequence; those with a finish reason are the last of theirs."""
-        merged: dict[int, RequestOutput] = {}
+        newest_first: list[RequestOutput] = []  # the reader takes the oldest meanwhile
         with contextlib.suppress(IndexError):
             while True:
-                each = self._waiting.popleft()
-                if each.sequence_index in merged:
-                    merged[each.sequence_index].extend(each)
-                else:
-                    merged[each.sequence_index] = each
+                newest_first.append(self._waiting.pop())
+        merged: dict[int, RequestOutput] = {}
+        for each in reversed(newest_first):
+            if each.sequence_index in merged:
+                merged[each.sequence_index].extend(each)
+            else:
+                merged[each.sequence_index] = each
         self._waiting.extend(merged.values())
 
 
@@ -296,6 +298,16 @@ class EngineClient(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached block that nobody holds.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+        """
+
+    def self_check(self) -> None:
+        """Have the engine check its own accounting before its next step.
+
+        Once it was found consistent, num_self_checks of stats() is one more. Otherwise the engine
+        fails, and is started again.
 
         Raises:
             NotReadyError: The engine is not ready.

@@ -13,7 +13,6 @@ from octavo.errors import InvalidRequestError, RequestError
 if TYPE_CHECKING:
     import falcon
 
-READ_DEADLINE_S = 60.0
 _PIECE = 1 << 16
 
 
@@ -31,7 +30,7 @@ class BodyTooSlowError(RequestError):
     code = "body_too_slow"
 
 
-def read_body(req: falcon.Request, max_bytes: int) -> bytearray:
+def read_body(req: falcon.Request, max_bytes: int, deadline_s: float) -> bytearray:
     """The whole body.
 
     Raises:
@@ -44,7 +43,7 @@ def read_body(req: falcon.Request, max_bytes: int) -> bytearray:
     if length is not None and length > max_bytes:
         raise _too_large(max_bytes)
     try:
-        with _deadline(READ_DEADLINE_S):
+        with _deadline(deadline_s):
             return _read(req, length, max_bytes)
     except gevent.Timeout:
         raise BodyTooSlowError("The request body did not come in time.") from None

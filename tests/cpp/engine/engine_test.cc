@@ -184,6 +184,17 @@ TEST_F(EngineTest, ResetForgetsThePrefixCache) {
   EXPECT_EQ(cached_tokens_of(3), 0);
 }
 
+TEST_F(EngineTest, ASelfCheckIsCountedBesideRunningRequests) {
+  engine_->submit(make_request(1, 4, 5));
+  engine_->step();
+  engine_->self_check();
+  EXPECT_EQ(engine_->stats().num_self_checks, 0);
+  run();
+  EXPECT_EQ(engine_->stats().num_self_checks, 1);
+  EXPECT_EQ(taken_.at(1).finish_reason, FinishReason::kLength);
+  EXPECT_TRUE(engine_->is_healthy());
+}
+
 TEST_F(EngineTest, AnInvalidRowEndsItsSequenceOnly) {
   engine_->submit(make_request(1, 4, 5));
   engine_->submit(make_request(2, 4, 5));
