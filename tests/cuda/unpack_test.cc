@@ -45,7 +45,9 @@ struct Packed {
 };
 
 void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::string& name) {
-  const auto backend = create_cuda_backend({.device = "cuda:0"});
+  BackendOptions options;
+  options.device = "cuda:0";
+  const auto backend = create_cuda_backend(options);
   std::vector<int32_t> drawn(kMaxSeqs);
   for (int32_t& id : drawn) id = static_cast<int32_t>(random_int(0, 999));
   PackedInputs packed;
