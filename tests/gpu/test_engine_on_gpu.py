@@ -5,17 +5,19 @@ Skipped where there is no CUDA device. The kernels have a program of their own, 
 
 from __future__ import annotations
 
+import copy
 from array import array
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from octavo import LLM, SamplingParams, _core
 from octavo.bench.offline import WAIT_S
 from octavo.engine.protocol import RECORD
 from octavo.engine.settings import to_core_sampling
-from parity.reference import Comparison
+from parity.reference import Comparison, logprobs_of, reported
 from parity.tiny_llama import make, random_prompts, save
 
 if TYPE_CHECKING:
@@ -69,10 +71,26 @@ def prompts() -> list[list[int]]:
     return random_prompts(LENGTHS, SIZES["vocab_size"])
 
 
+def rounding(output: RequestOutput, model: Any, rounded: Any) -> list[float]:
+    """How far transformers in bfloat16 is from itself in float32, on the same tokens."""
+    tokens = output.prompt_token_ids + output.outputs[0].token_ids
+    exact, coarse = logprobs_of(model, tokens), logprobs_of(rounded, tokens)
+    return [
+        abs(exact[position, id_].item() - coarse[position, id_].item())
+        for position, logprobs in enumerate(reported(output))
+        for id_ in logprobs
+    ]
+
+
 def assert_close(outputs: list[RequestOutput], model: Any) -> None:
-    """Wrong keys and values would be off by whole units, rounding to bfloat16 is not."""
+    """As close to float32 as transformers in bfloat16 is, on the mean over all log-probabilities.
+
+    Wrong keys and values would be off by whole units.
+    """
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
     deltas = [delta for output in outputs for delta in Comparison(output, model).deltas]
-    assert sum(deltas) / len(deltas) <= 0.03
+    expected = [delta for output in outputs for delta in rounding(output, model, rounded)]
+    assert sum(deltas) <= 1.25 * sum(expected)
 
 
 @pytest.fixture(scope="module")
