@@ -19,8 +19,8 @@
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
 #include "cuda/silu_mul.h"
-#include "cuda/skinny_linear.h"
 #include "cuda/staging.h"
+#include "cuda/stream_linear.h"
 #include "cuda/weights.h"
 
 namespace octavo::cuda {
@@ -79,6 +79,7 @@ class CudaBackend : public Backend {
         context_(make_context(device_, stream_, options.batch_invariant)),
         uploader_(device_),
         gemm_(context_),
+        stream_linear_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
       throw ConfigError("the CUDA backend computes in bfloat16 or float16");
@@ -157,13 +158,17 @@ class CudaBackend : public Backend {
   void add(TensorView residual, TensorView delta) override { cuda::add(context_, residual, delta); }
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const CudaLinearWeight& w = as_cuda(weight);
-    const bool is_skinny = x.rows() <= kMaxSkinnyRows && !context_.batch_invariant &&
-                           x.cols() % 8 == 0 && x.row_stride % 8 == 0;
-    if (is_skinny) {
-      skinny_linear(context_, w.matrix(), w.bias(), x, out);
+    if (streams(x) && out.cols() % 2 == 0) {
+      stream_linear_.run(context_, w.matrix(), w.bias(), x, out);
     } else {
       gemm_.run(context_, w.matrix(), w.bias(), x, out);
     }
+  }
+  void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                    TensorView out) override {
+    if (!streams(x) || out.cols() % 8 != 0) return Backend::gated_linear(weight, x, gate_up, out);
+    const CudaLinearWeight& w = as_cuda(weight);
+    stream_linear_.run_gated(context_, w.matrix(), w.bias(), x, out);
   }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
@@ -201,6 +206,11 @@ class CudaBackend : public Backend {
 
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
+  static constexpr int64_t kMaxStreamedRows = 64;  // above, cuBLASLt is faster
+
+  bool streams(TensorView x) const {
+    return !context_.batch_invariant && x.rows() <= kMaxStreamedRows && StreamLinear::accepts(x);
+  }
 
   // Weights and caches given to this backend are its own.
   static const CudaLinearWeight& as_cuda(const LinearWeight& weight) {
@@ -219,6 +229,7 @@ class CudaBackend : public Backend {
   StagingRing staging_;
   WeightUploader uploader_;
   Gemm gemm_;
+  StreamLinear stream_linear_;
   Attention attention_;
   Sampler sampler_;
   std::vector<Graph> graphs_;

@@ -4,14 +4,14 @@
 #include <numeric>
 
 #include "cuda/attention.h"
+#include "cuda/common/element.cuh"
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
 #include "cuda/silu_mul.h"
-#include "cuda/skinny_linear.cuh"
-#include "cuda/skinny_linear.h"
+#include "cuda/stream_linear.h"
 #include "fill.cuh"
 #include "timing.h"
 
@@ -58,39 +58,29 @@ void bench_copy(const Device& device) {
   print_row("cudaMemcpy", "4 GiB", us, {2.0 * static_cast<double>(bytes), 0});
 }
 
-template <typename Shape>
-void bench_skinny_shape(const Device& device, const char* name, const DeviceMemory& weights,
-                        const DeviceMemory& x, const DeviceMemory& out, int64_t m, Projection p) {
-  const int copies = copies_of(p.n * p.k * 2);
-  const double us = time_us(device.stream.get(), 3 * copies, [&](int i) {
-    const SkinnyArgs<bf16, bf16> args{weights.as<bf16>() + i % copies * p.n * p.k,
-                                      x.as<bf16>(),
-                                      nullptr,
-                                      out.as<bf16>(),
-                                      p.k,
-                                      p.n,
-                                      static_cast<int>(m),
-                                      static_cast<int>(p.k),
-                                      static_cast<int>(p.n)};
-    launch_skinny<Shape>(args, device.context.num_sms, device.stream.get());
-  });
-  print_row(name, shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
-}
-
-void bench_skinny(const Device& device) {
-  print_header("skinny: column tiles, row tiles, stages");
+void bench_stream(const Device& device) {
+  print_header("streaming linears");
+  StreamLinear linear(device.context);
   for (const Projection p : kProjections) {
-    const DeviceMemory weights = random_halves(copies_of(p.n * p.k * 2) * p.n * p.k);
-    const DeviceMemory x = random_halves(16 * p.k, 1.0f), out = random_halves(16 * p.n);
-    for (const int64_t m : {1, 4, 8}) {
-      bench_skinny_shape<SkinnyShape<1, 1, 4>>(device, "skinny 1,1,4", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 5>>(device, "skinny 1,1,5", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 6>>(device, "skinny 1,1,6", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 11>>(device, "skinny 1,1,11", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 2, 5>>(device, "skinny 1,2,5", weights, x, out, m, p);
+    const int copies = copies_of(p.n * p.k * 2);
+    const DeviceMemory weights = random_halves(copies * p.n * p.k);
+    const DeviceMemory x = random_halves(StreamLinear::kMaxRows * p.k, 1.0f);
+    const DeviceMemory out = random_halves(StreamLinear::kMaxRows * p.n);
+    for (const int64_t m : {1, 8, 16, 32, 64, 128}) {
+      const auto weight = [&](int i) {
+        return TensorView::matrix(weights.as<bf16>() + i % copies * p.n * p.k, kType, p.n, p.k);
+      };
+      const double us = time_us(device.stream.get(), 3 * copies, [&](int i) {
+        linear.run(device.context, weight(i), nullptr, view(x, m, p.k), view(out, m, p.n));
+      });
+      print_row("stream", shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
+      if (p.n != 2 * kIntermediate) continue;
+      const double gated_us = time_us(device.stream.get(), 3 * copies, [&](int i) {
+        linear.run_gated(device.context, weight(i), nullptr, view(x, m, p.k),
+                         view(out, m, p.n / 2));
+      });
+      print_row("stream, gated", shape_text(m, p.k, p.n), gated_us, linear_work(m, p.k, p.n));
     }
-    bench_skinny_shape<SkinnyShape<2, 1, 5>>(device, "skinny 2,1,5", weights, x, out, 16, p);
-    bench_skinny_shape<SkinnyShape<2, 2, 5>>(device, "skinny 2,2,5", weights, x, out, 16, p);
   }
 }
 
@@ -350,7 +340,7 @@ int main(int argc, char** argv) {
                   {"decode", bench_decode_attention},
                   {"prefill", bench_prefill_attention},
                   {"sampling", bench_sampling},
-                  {"skinny", bench_skinny},
+                  {"stream", bench_stream},
                   {"gemm", bench_gemm}};
   const Device device;
   for (const auto& section : sections) {

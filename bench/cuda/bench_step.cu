@@ -1,5 +1,6 @@
 // Time of whole steps of a Llama geometry on random weights: decode as one graph, prefill eagerly.
-//   bench_step [8b | 1b]
+//   bench_step [8b | 1b [batch ...]]      with batches given: only their decode steps
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -137,8 +138,13 @@ class Step {
       if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
       linear(*layer.output, attended, delta);
       add_norm();
-      linear(*layer.gate_up, normed, gate_up);
-      if (without != kSilu) backend_.silu_mul(gate_up, gated);
+      if (without == kSilu) {
+        linear(*layer.gate_up, normed, gate_up);
+      } else if (without == kLinears) {
+        backend_.silu_mul(gate_up, gated);
+      } else {
+        backend_.gated_linear(*layer.gate_up, normed, gate_up, gated);
+      }
       linear(*layer.down, gated, delta);
       add_norm();
       ++params.layer;
@@ -196,13 +202,14 @@ double wall_us(Backend& backend, F&& f) {
   return median(times);
 }
 
-void bench_decode(Backend& backend, Step& step, const Geometry& g) {
+void bench_decode(Backend& backend, Step& step, const Geometry& g,
+                  std::span<const int64_t> batches) {
   std::printf(
       "\n### %s decode, ctx 256 (then 1024): ms\n\n"
       "| batch | graph | eager | graph + greedy | host time to launch us | bytes floor | "
       "ctx 1024 graph |\n|---|---|---|---|---|---|---|\n",
       g.name);
-  for (const int64_t batch : {1, 8, 16, 32, 64, 128, 256}) {
+  for (const int64_t batch : batches) {
     step.prepare(batch, 1, 256);
     step.forward();
     backend.synchronize();
@@ -291,6 +298,10 @@ void bench_prefill(Backend& backend, Step& step, const Geometry& g) {
 
 int main(int argc, char** argv) {
   using namespace octavo::cuda::bench;
+  std::vector<int64_t> batches;
+  for (int i = 2; i < argc; ++i) batches.push_back(std::atoll(argv[i]));
+  const bool is_whole = batches.empty();
+  if (is_whole) batches = {1, 8, 16, 32, 64, 128, 256};
   for (const Geometry& geometry : kGeometries) {
     if (argc > 1 && std::strcmp(argv[1], geometry.name) != 0) continue;
     octavo::BackendOptions options;
@@ -298,7 +309,8 @@ int main(int argc, char** argv) {
     const auto backend = octavo::create_cuda_backend(options);
     Step step(*backend, geometry);
     octavo::cuda::check_cuda(cudaDeviceSynchronize());
-    bench_decode(*backend, step, geometry);
+    bench_decode(*backend, step, geometry, batches);
+    if (!is_whole) continue;
     bench_parts(*backend, step, geometry);
     bench_prefill(*backend, step, geometry);
   }

@@ -176,6 +176,13 @@ class Backend {
   virtual void add(TensorView residual, TensorView delta) = 0;
   // out = x W^T + b. x [T, in], out [T, out] of activation_dtype(), or float32 for logits.
   virtual void linear(const LinearWeight& weight, TensorView x, TensorView out) = 0;
+  // out = silu(gate) * up with gate | up = x W^T + b, gate first. x [T, in], out [T, intermediate];
+  // gate_up [T, 2 * intermediate] is scratch.
+  virtual void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                            TensorView out) {
+    linear(weight, x, gate_up);
+    silu_mul(gate_up, out);
+  }
   // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
   // and v of layer params.layer to slot_mapping.
   virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,

@@ -67,8 +67,8 @@ void Activations::keep_logits_rows(Backend& backend, const ForwardInputs& inputs
 
 void run_gated_mlp(Backend& backend, const Weights& weights, const GatedMlpWeights& mlp,
                    const Activations& activations) {
-  backend.linear(weights[mlp.gate_up], activations.normed, activations.gate_up);
-  backend.silu_mul(activations.gate_up, activations.gated);
+  backend.gated_linear(weights[mlp.gate_up], activations.normed, activations.gate_up,
+                       activations.gated);
   backend.linear(weights[mlp.down], activations.gated, activations.delta);
 }
 

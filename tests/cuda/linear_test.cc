@@ -1,7 +1,9 @@
-// Linear layers: the skinny kernel and cuBLASLt against float64 at sampled elements.
+// Linear layers: the streaming kernel and cuBLASLt against float64 at sampled elements.
+#include <algorithm>
+
 #include "checker.h"
 #include "cuda/cublas_lt.h"
-#include "cuda/skinny_linear.h"
+#include "cuda/stream_linear.h"
 
 namespace octavo::cuda::testing {
 namespace {
@@ -15,7 +17,9 @@ struct LinearCase {
   bool has_bias = false;
 };
 
-void check_linear(const LinearCase& c, Gemm* gemm) {
+// Gemm and StreamLinear.
+template <typename Linear>
+void check_linear(const LinearCase& c, Linear& linear) {
   const int64_t m = c.rows, k = c.in_features, n = c.out_features;
   const auto x = random_values(m * k, c.dtype), w = random_values(n * k, c.dtype, 0.05f);
   const auto b = random_values(n, c.dtype);
@@ -23,12 +27,7 @@ void check_linear(const LinearCase& c, Gemm* gemm) {
   const Array out(c.out_dtype, m * n);
   const void* bias = c.has_bias ? device_b.data() : nullptr;
   const auto run = [&] {
-    if (gemm != nullptr) {
-      gemm->run(context(), device_w.matrix(n, k), bias, device_x.matrix(m, k), out.matrix(m, n));
-    } else {
-      skinny_linear(context(), device_w.matrix(n, k), bias, device_x.matrix(m, k),
-                    out.matrix(m, n));
-    }
+    linear.run(context(), device_w.matrix(n, k), bias, device_x.matrix(m, k), out.matrix(m, n));
     return out.download();
   };
   const auto all = run();
@@ -44,26 +43,76 @@ void check_linear(const LinearCase& c, Gemm* gemm) {
     ref.push_back(sum);
     got.push_back(all[row * n + column]);
   }
-  const std::string name = std::string(gemm != nullptr ? "gemm " : "skinny ") + std::to_string(m) +
-                           "x" + std::to_string(k) + "x" + std::to_string(n) + " " +
-                           name_of(c.dtype);
+  const std::string name = "linear " + std::to_string(m) + "x" + std::to_string(k) + "x" +
+                           std::to_string(n) + " " + name_of(c.dtype);
   expect_close(got, ref, tolerance_of(c.out_dtype), name);
   expect(!has_nan, name + ": NaN");
   expect(run() == all, name + ": differs from run to run");
 }
 
-CUDA_TEST(skinny_linear_matches_reference) {
+CUDA_TEST(stream_linear_matches_reference) {
+  StreamLinear linear(context());
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (int64_t rows = 1; rows <= kMaxSkinnyRows; ++rows) {
-      check_linear({rows, 576, 1536, dtype, dtype}, nullptr);
-      check_linear({rows, 4096, 1000, dtype, DType::kFloat32, rows % 2 == 0}, nullptr);
+    for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 32, 33, 64, 65, 100, 127, 128}) {
+      check_linear({rows, 576, 1536, dtype, dtype}, linear);
+      check_linear({rows, 4096, 1000, dtype, DType::kFloat32, rows % 2 == 0}, linear);
     }
     for (const int64_t in_features : {8, 72, 296, 1536, 2048, 14336}) {
-      check_linear({random_int(1, 16), in_features, random_int(1, 700), dtype, dtype, true},
-                   nullptr);
+      const int64_t out_features = 2 * random_int(1, 350);
+      check_linear({random_int(1, 128), in_features, out_features, dtype, dtype, true}, linear);
     }
-    check_linear({3, 4096, 28672, dtype, dtype}, nullptr);
-    check_linear({16, 2048, 49152, dtype, DType::kFloat32}, nullptr);
+    check_linear({3, 4096, 28672, dtype, dtype}, linear);
+    check_linear({128, 4096, 6144, dtype, dtype}, linear);
+    check_linear({16, 2048, 49152, dtype, DType::kFloat32}, linear);
+  }
+}
+
+void check_gated(int64_t m, int64_t k, int64_t n, DType dtype, bool has_bias) {
+  const auto x = random_values(m * k, dtype), w = random_values(2 * n * k, dtype, 0.05f);
+  const auto b = random_values(2 * n, dtype);
+  const Array device_x(dtype, x), device_w(dtype, w), device_b(dtype, b), out(dtype, m * n);
+  StreamLinear linear(context());
+  linear.run_gated(context(), device_w.matrix(2 * n, k), has_bias ? device_b.data() : nullptr,
+                   device_x.matrix(m, k), out.matrix(m, n));
+  const auto all = out.download();
+  std::vector<float> got;
+  std::vector<double> ref;
+  for (int i = 0; i < 600; ++i) {
+    const int64_t row = i < 2 ? i * (m - 1) : random_int(0, m - 1);
+    const int64_t column = i < 2 ? i * (n - 1) : random_int(0, n - 1);
+    double gate = has_bias ? b[column] : 0.0, up = has_bias ? b[n + column] : 0.0;
+    for (int64_t j = 0; j < k; ++j) {
+      gate += double{x[row * k + j]} * w[column * k + j];
+      up += double{x[row * k + j]} * w[(n + column) * k + j];
+    }
+    ref.push_back(gate / (1.0 + std::exp(-gate)) * up);
+    got.push_back(all[row * n + column]);
+  }
+  const std::string name =
+      "gated " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
+  // Gate and up are rounded as well as their product.
+  expect_close(got, ref, 2 * tolerance_of(dtype), name);
+  expect(std::ranges::none_of(all, [](float v) { return std::isnan(v); }), name + ": NaN");
+}
+
+CUDA_TEST(stream_gated_matches_reference) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 31, 64, 100, 128}) {
+      check_gated(rows, 576, 1536, dtype, rows % 2 == 0);
+      check_gated(rows, 1032, 8 * random_int(1, 80), dtype, rows % 2 == 1);
+    }
+    check_gated(3, 4096, 7168, dtype, false);
+    check_gated(64, 4096, 14336, dtype, false);
+  }
+}
+
+// Small enough for compute-sanitizer.
+CUDA_TEST(small_linears) {
+  StreamLinear linear(context());
+  for (const int64_t rows : {1, 16, 100}) {
+    check_linear({rows, 1032, 70}, linear);
+    check_linear({rows, 4096, 260}, linear);
+    check_gated(rows, 584, 72, DType::kBFloat16, true);
   }
 }
 
@@ -71,9 +120,9 @@ CUDA_TEST(gemm_matches_reference) {
   Gemm gemm(context());
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (const int64_t rows : {1, 17, 64, 100, 300, 513, 700, 1100}) {
-      check_linear({rows, 576, 960, dtype, dtype}, &gemm);
-      check_linear({rows, 1536, 576, dtype, dtype, true}, &gemm);
-      check_linear({rows, 512, 1000, dtype, DType::kFloat32}, &gemm);
+      check_linear({rows, 576, 960, dtype, dtype}, gemm);
+      check_linear({rows, 1536, 576, dtype, dtype, true}, gemm);
+      check_linear({rows, 512, 1000, dtype, DType::kFloat32}, gemm);
     }
   }
 }
