@@ -28,7 +28,8 @@ struct BackendOptions {
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
   bool keep_quantized = false;            // CPU: GGUF types stay quantised, activations become int8
                                           // against them; else they become weight_dtype
-  std::string quantization;               // CPU: "int8" or "int4" quantises plain types at load
+  std::string quantization;               // quantises plain types at load; CPU: "int8" or "int4";
+                                          // CUDA: "fp8", projections only
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
 };
@@ -151,6 +152,12 @@ class Backend {
   // keep quantised blocks as they are, each row range in its own type.
   virtual std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
                                                       bool has_bias) = 0;
+  // The same for a projection inside a layer, which may be quantised where embeddings, routers,
+  // experts and the head are not.
+  virtual std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
+                                                          bool has_bias) {
+    return create_linear(out_features, in_features, has_bias);
+  }
   // Fills rows [row_begin, row_begin + view.rows). Safe to call from several threads on disjoint
   // rows. `view` is only read during the call. Requires: view.cols == in_features.
   virtual void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) = 0;

@@ -96,6 +96,30 @@ OCTAVO_WGMMA_SHARED_OF(16, 32, 16, 17, 18)
 OCTAVO_WGMMA_SHARED_OF(32, 64, 32, 33, 34)
 OCTAVO_WGMMA_SHARED_OF(64, 128, 64, 65, 66)
 
+// The same with a [64, 16] in registers.
+#define OCTAVO_WGMMA_MIXED(n, type, names, operands, at0, at1, at2, at3, b_at, accumulate_at) \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #accumulate_at                              \
+               ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " names \
+               "{%" #at0 ",%" #at1 ",%" #at2 ",%" #at3 "}, %" #b_at ", p, 1, 1, 0; }"         \
+               : operands                                                                     \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
+#define OCTAVO_WGMMA_MIXED_OF(count, n, at0, at1, at2, at3, b_at, accumulate_at)                   \
+  template <typename T>                                                                            \
+  __device__ inline void wgmma_mixed(float(&d)[count], const uint32_t(&a)[4], uint64_t b,          \
+                                     int accumulate) {                                             \
+    if constexpr (std::is_same_v<T, bf16>) {                                                       \
+      OCTAVO_WGMMA_MIXED(n, "bf16", OCTAVO_WGMMA_##count##_NAMES, OCTAVO_WGMMA_##count##_OPERANDS, \
+                         at0, at1, at2, at3, b_at, accumulate_at);                                 \
+    } else {                                                                                       \
+      OCTAVO_WGMMA_MIXED(n, "f16", OCTAVO_WGMMA_##count##_NAMES, OCTAVO_WGMMA_##count##_OPERANDS,  \
+                         at0, at1, at2, at3, b_at, accumulate_at);                                 \
+    }                                                                                              \
+  }
+OCTAVO_WGMMA_MIXED_OF(4, 8, 4, 5, 6, 7, 8, 9)
+OCTAVO_WGMMA_MIXED_OF(8, 16, 8, 9, 10, 11, 12, 13)
+OCTAVO_WGMMA_MIXED_OF(16, 32, 16, 17, 18, 19, 20, 21)
+OCTAVO_WGMMA_MIXED_OF(32, 64, 32, 33, 34, 35, 36, 37)
+
 // d += a b: a [64, 16] in registers, b [16, N] in shared memory, contiguous along N.
 #define OCTAVO_WGMMA_REGISTERS_128(type)                                       \
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type    \
