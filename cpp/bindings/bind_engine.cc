@@ -162,9 +162,12 @@ void bind_engine(py::module_& module) {
       .def(
           "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
           ReleaseGil())
+      .def(
+          "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("output_fd", [](Handle& h) { return h.loaded->engine().output_fd(); })
       .def("is_healthy", [](Handle& h) { return h.loaded->engine().is_healthy(); })
+      .def("last_error", [](Handle& h) { return h.loaded->engine().last_error(); })
       .def("stats", [](const Handle& h) { return stats_dict(h.loaded->stats()); })
       .def("set_heartbeat", &set_heartbeat, py::arg("page"), py::arg("offset"))
       .def("device_name", [](const Handle& h) { return h.loaded->device_name(); })

@@ -57,6 +57,11 @@ void RequestQueue::reset_prefix_cache() {
   push({Command::Kind::kResetPrefixCache, 0, nullptr});
 }
 
+void RequestQueue::self_check() {
+  const std::lock_guard lock(mutex_);
+  push({Command::Kind::kSelfCheck, 0, nullptr});
+}
+
 void RequestQueue::close(const char* reason) {
   const std::lock_guard lock(mutex_);
   if (closed_reason_ == nullptr) closed_reason_ = reason;

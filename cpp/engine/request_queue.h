@@ -21,7 +21,7 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache };
+  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
@@ -40,6 +40,7 @@ class RequestQueue {
   void submit(Request request);
   void abort(uint64_t request_id);
   void reset_prefix_cache();
+  void self_check();
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);

@@ -162,6 +162,7 @@ class Engine:
         """Raises InvalidRequestError or QueueFullError; token_ids is int32."""
     def abort(self, request_id: int) -> None: ...
     def reset_prefix_cache(self) -> None: ...
+    def self_check(self) -> None: ...
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def output_fd(self) -> int:
@@ -175,6 +176,8 @@ class Engine:
         """
     def is_healthy(self) -> bool:
         """False once the device is lost: start the process again."""
+    def last_error(self) -> str:
+        """Why the last step failed, or why the engine ended by itself; "" while all is well."""
     def device_name(self) -> str: ...
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:

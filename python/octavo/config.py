@@ -75,7 +75,9 @@ class ServeConfig:
         metavar="N|auto",
     )
     chat_template: str = option(
-        "file that replaces the model's chat template", default="", metavar="FILE"
+        "what replaces the model's chat template: a file, or the Jinja text itself",
+        default="",
+        metavar="FILE|TEXT",
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
     enable_auto_tool_choice: bool = option(
@@ -113,6 +115,19 @@ class ServeConfig:
     root_path: str = option("path prefix that a proxy strips", default="")
     max_body_bytes: int = option(
         "largest request body", default=32 << 20, parse=parse_size, minimum=1024, metavar="SIZE"
+    )
+    client_timeout: float = option(
+        "seconds of a client that sends nothing of its body, or reads nothing of its answer, after "
+        "which it is dropped; a whole body may take twice as long",
+        default=30.0,
+        parse=parse_float,
+        minimum=0.1,
+    )
+    keep_alive_timeout: float = option(
+        "seconds that an idle connection is kept, and that the headers of a request may take",
+        default=75.0,  # longer than the idle time-out of common load balancers
+        parse=parse_float,
+        minimum=1,
     )
     enable_admin: bool = option("serve the administration routes", default=False, parse=parse_bool)
     admin_api_key: tuple[str, ...] = option(
@@ -171,7 +186,13 @@ class ServeConfig:
         "sequences that run at the same time", default=64, parse=parse_int, minimum=1, maximum=65536
     )
     max_num_batched_tokens: int = option(
-        "tokens of one step", default=2048, parse=parse_length, minimum=1, maximum=1 << 24
+        "tokens of one step; auto: 512 on CPUs, so that a long prompt does not stop the others for "
+        "seconds, else 2048",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=1 << 24,
+        metavar="N|auto",
     )
     scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(
@@ -180,6 +201,12 @@ class ServeConfig:
         parse=parse_int,
         minimum=1,
         maximum=1 << 24,
+    )
+    max_num_queued_tokens: int = option(
+        "prompt tokens of the requests that may wait; more get 429",
+        default=16 << 20,
+        parse=parse_length,
+        minimum=1,
     )
     enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
     batch_invariant: bool = option(
@@ -238,7 +265,8 @@ class ServeConfig:
                 "--tensor-parallel-size: this version runs on one device; use 1, or start one "
                 "server for each GPU."
             )
-        if not self.enable_chunked_prefill and self.max_model_len > self.max_num_batched_tokens:
+        budget = self.max_num_batched_tokens or self.max_model_len
+        if not self.enable_chunked_prefill and self.max_model_len > budget:
             raise ConfigError(
                 "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
                 f"--max-model-len ({self.max_model_len})."

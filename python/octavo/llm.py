@@ -222,11 +222,11 @@ class LLM:
         """Wait for records and take them in; the requests that are now done."""
         batches = self._engine.take_outputs(_POLL_S)
         if batches is None:
-            raise EngineError("The engine has been shut down.")
+            raise EngineError(self._engine.last_error() or "The engine has been shut down.")
         done: list[int] = []
         for batch in batches:
             if failed := batch.errors.keys() & live.keys():
-                raise EngineFaultError(batch.errors[min(failed)])
+                raise EngineFaultError(self._engine.last_error() or batch.errors[min(failed)])
             for record in records(batch):
                 assembly = live.get(record.request_id)
                 if assembly is None or assembly.is_done:

@@ -232,6 +232,20 @@ def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> Non
             pass
 
 
+def test_a_lost_device_is_named_by_the_endpoint_and_in_the_log(
+    serve: Callable[..., Stack], caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = serve(lost_device="CUDA error 719: unspecified launch failure")
+    stream = stack.connect().submit([1], params(10**6))
+    with pytest.raises(EngineFaultError) as caught:
+        for _ in stream:
+            pass
+    assert "719" not in str(caught.value)
+    stack.thread.join(WAIT_S)
+    assert str(stack.failures[0]) == "CUDA error 719: unspecified launch failure"
+    assert "A step failed: CUDA error 719" in caplog.text
+
+
 def test_an_engine_that_ends_in_good_order_fails_what_runs(serve: Callable[..., Stack]) -> None:
     stack = serve(step_s=0.01)
     client = stack.connect()
@@ -299,12 +313,19 @@ def test_stats_and_reset(serve: Callable[..., Stack]) -> None:
     assert client.stats(WAIT_S)["num_waiting"] == 0
     client.reset_prefix_cache()
     wait_for(lambda: stack.engine.num_resets == 1)
+    client.self_check()
+    wait_for(lambda: stack.engine.num_self_checks == 1)
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00junk!", b"\x01\x00\x00\x00\x93"],
-    ids=["huge length", "not a message", "truncated array"],
+    [
+        b"\xff\xff\xff\xff",
+        b"\x05\x00\x00\x00junk!",
+        b"\x01\x00\x00\x00\x93",
+        b"\x06\x00\x00\x00\x91\xa4\x00\x00\x00\x80",
+    ],
+    ids=["huge length", "not a message", "truncated array", "not UTF-8"],
 )
 def test_a_mad_peer_is_dropped_and_the_rest_lives(serve: Callable[..., Stack], data: bytes) -> None:
     stack = serve()

@@ -187,6 +187,7 @@ def test_warm_up_and_self_test_before_start() -> None:
     engine.self_test()
     engine.start()
     assert engine.is_healthy()
+    assert engine.last_error() == ""
     assert engine.max_model_len() == 128
     assert engine.device_name().startswith("cpu")
     engine.shutdown()

@@ -40,15 +40,25 @@ class Sequence:
 
 
 class FakeEngine:
-    def __init__(self, step_s: float = 0.0, max_num_queued: int = 1000) -> None:
+    def __init__(
+        self,
+        step_s: float = 0.0,
+        max_num_queued: int = 1000,
+        lost_on_token: int | None = None,
+        lost_device: str = "",
+    ) -> None:
         self.step_s = step_s
+        self.lost_device = lost_device  # what the first step finds, if anything
         self.max_num_queued = max_num_queued
+        self.lost_on_token = lost_on_token
         self.aborted: list[int] = []
         self.num_resets = 0
+        self.num_self_checks = 0
         self.fault: BaseException | None = None
+        self._error = ""
         self._running: list[Sequence] = []
         self._outbox: list[OutputBatch] = []
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._is_shut_down = False
         self._heartbeat: memoryview | None = None
         self._offset = 0
@@ -66,6 +76,9 @@ class FakeEngine:
         tokens = array.array("i", bytes(token_ids))
         if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
             raise InvalidRequestError("A token id is out of range.", param="prompt")
+        if self.lost_on_token in tokens:
+            self.fail(RuntimeError("The device is lost."))
+            return
         with self._changed:
             if len(self._running) >= self.max_num_queued:
                 raise QueueFullError("Too many requests wait already.")
@@ -88,6 +101,9 @@ class FakeEngine:
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
+    def self_check(self) -> None:
+        self.num_self_checks += 1
+
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)
@@ -108,6 +124,15 @@ class FakeEngine:
             self._running = []
             self._is_shut_down = True
             self._changed.notify_all()
+
+    def last_error(self) -> str:
+        return self._error
+
+    def lose_device(self, cause: str) -> None:
+        """End as the engine does when its device is lost: last records, then nothing more."""
+        self._error = cause
+        self.end_with_error("The engine failed while it served this request.")
+        self.shutdown()
 
     def fail(self, fault: BaseException) -> None:
         with self._changed:
@@ -133,6 +158,9 @@ class FakeEngine:
                 if not self._running:
                     self._changed.wait(0.05)
                     continue
+                if self.lost_device:
+                    self.lose_device(self.lost_device)
+                    return
                 for sequence in list(self._running):
                     self._step(sequence)
                 self._changed.notify_all()

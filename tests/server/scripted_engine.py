@@ -65,6 +65,7 @@ class ScriptedEngine:
     phase: str = "ready"
     draining: bool = False
     submissions: list[Submission] = field(default_factory=list)
+    num_self_checks: int = 0
 
     def state(self) -> EngineState:
         return EngineState(
@@ -105,6 +106,7 @@ class ScriptedEngine:
             "num_blocks": 100,
             "num_free_blocks": 75,
             "num_preemptions": 1,
+            "num_self_checks": self.num_self_checks,
             "num_prompt_tokens": 10,
             "num_generation_tokens": 20,
             "num_prefix_query_tokens": 8,
@@ -114,6 +116,9 @@ class ScriptedEngine:
 
     def reset_prefix_cache(self) -> None:
         self.model_info()
+
+    def self_check(self) -> None:
+        self.num_self_checks += 1
 
     @property
     def last(self) -> Submission:

@@ -39,6 +39,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
         progress: Share of the phase that is done, 0 to 1.
         bytes_done: Bytes read or downloaded in this phase.
         bytes_total: 0 where the phase has no bytes.
+        bytes_found: Of bytes_done, those that were there before the phase.
         elapsed_s: Seconds since the server process started.
         heartbeat_age_s: Seconds since the engine's last sign of life; 0 before its first one.
         is_ready: Requests are served.
@@ -53,6 +54,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     progress: float = 0.0
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_found: int = 0
     elapsed_s: float = 0.0
     heartbeat_age_s: float = 0.0
     is_ready: bool = False
@@ -61,6 +63,18 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     generation: int = 1
     phase_seconds: dict[str, float] = {}
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Mean rate of the running phase; 0 where there is none yet."""
+        seconds = self.phase_seconds.get(self.phase, 0.0)
+        return max(0, self.bytes_done - self.bytes_found) / seconds if seconds > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What the bytes that are left take at that rate; None where that is not known."""
+        rate = self.bytes_per_s
+        return (self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -245,14 +259,16 @@ class RequestStream:
 
     def _merge_all(self) -> None:
         """One output for each sequence; those with a finish reason are the last of theirs."""
-        merged: dict[int, RequestOutput] = {}
+        newest_first: list[RequestOutput] = []  # the reader takes the oldest meanwhile
         with contextlib.suppress(IndexError):
             while True:
-                each = self._waiting.popleft()
-                if each.sequence_index in merged:
-                    merged[each.sequence_index].extend(each)
-                else:
-                    merged[each.sequence_index] = each
+                newest_first.append(self._waiting.pop())
+        merged: dict[int, RequestOutput] = {}
+        for each in reversed(newest_first):
+            if each.sequence_index in merged:
+                merged[each.sequence_index].extend(each)
+            else:
+                merged[each.sequence_index] = each
         self._waiting.extend(merged.values())
 
 
@@ -296,6 +312,16 @@ class EngineClient(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached block that nobody holds.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+        """
+
+    def self_check(self) -> None:
+        """Have the engine check its own accounting before its next step.
+
+        Once it was found consistent, num_self_checks of stats() is one more. Otherwise the engine
+        fails, and is started again.
 
         Raises:
             NotReadyError: The engine is not ready.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
     RECORD,
     Abort,
@@ -29,6 +29,7 @@ from octavo.engine.protocol import (
     Outputs,
     Refused,
     ResetPrefixCache,
+    SelfCheck,
     Stats,
     Submit,
     ToEngine,
@@ -84,11 +85,17 @@ class Engine(Protocol):
     def reset_prefix_cache(self) -> None:
         """Forget cached blocks."""
 
+    def self_check(self) -> None:
+        """Check the accounting before the next step."""
+
     def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
         """Wait for outputs; None once shut down."""
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges."""
+
+    def last_error(self) -> str:
+        """Why a step failed, or why the engine ended by itself."""
 
     def shutdown(self) -> None:
         """Abort what runs, publish the last records, end."""
@@ -213,7 +220,7 @@ class Endpoint:
                     self._selector.modify(connection, selectors.EVENT_READ, connection)
                 if events & selectors.EVENT_READ:
                     self._receive(connection)
-            except (OSError, FrameError, msgspec.MsgspecError) as error:
+            except (OSError, FrameError) as error:
                 log.debug("Worker connection %d ended: %s", connection.number, error)
                 self._close(connection)
 
@@ -254,7 +261,7 @@ class Endpoint:
         if not data:
             raise ConnectionResetError("closed by the worker")
         for frame in connection.frames.feed(data):
-            self._dispatch(connection, self._decoder.decode(frame))
+            self._dispatch(connection, decode(frame, self._decoder))
 
     def _dispatch(self, connection: _Connection, message: ToEngine) -> None:
         if isinstance(message, Submit):
@@ -266,6 +273,8 @@ class Endpoint:
             self._reply(connection, Stats(message.token, self._engine.stats()))
         elif isinstance(message, ResetPrefixCache):
             self._engine.reset_prefix_cache()
+        elif isinstance(message, SelfCheck):
+            self._engine.self_check()
 
     def _submit(self, connection: _Connection, message: Submit) -> None:
         full_id = connection.number << _CONNECTION_SHIFT | message.id
@@ -322,7 +331,7 @@ class Endpoint:
             self._failure = str(error) or type(error).__name__
         else:
             if not self._is_stopping:
-                self._failure = "The engine ended unexpectedly."
+                self._failure = self._engine.last_error() or "The engine ended unexpectedly."
         self.stop()
 
     def _send_batch(self, batch: OutputBatch) -> None:
@@ -331,6 +340,8 @@ class Endpoint:
             return
         if any(batch.records[_FINISH_REASON]):
             self._count_finished(connection, batch.records)
+        if batch.errors:  # clients are not told the cause, it may be about the machine
+            log.error("A step failed: %s", self._engine.last_error())
         if not connection.is_open:
             return
         outputs = Outputs(

@@ -57,6 +57,10 @@ class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", array_like=True
     """Forget every cached block that nobody holds."""
 
 
+class SelfCheck(msgspec.Struct, tag="self_check", array_like=True, frozen=True):
+    """Have the engine check its own accounting; num_self_checks of Stats tells of it."""
+
+
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     """First frame of a connection, sent once the engine is ready."""
 
@@ -90,5 +94,5 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     values: dict[str, float]
 
 
-ToEngine = Submit | Abort | GetStats | ResetPrefixCache
+ToEngine = Submit | Abort | GetStats | ResetPrefixCache | SelfCheck
 ToWorker = Welcome | Outputs | Refused | Stats

@@ -22,7 +22,7 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
-from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
     FINISH_REASONS,
     LOGPROB,
@@ -32,6 +32,7 @@ from octavo.engine.protocol import (
     Outputs,
     Refused,
     ResetPrefixCache,
+    SelfCheck,
     Stats,
     Submit,
     ToEngine,
@@ -162,6 +163,12 @@ class SocketEngineClient:
         with self._lock:
             self._put(self._frame(ResetPrefixCache()))
 
+    def self_check(self) -> None:
+        """Have the engine check its own accounting."""
+        self.model_info()
+        with self._lock:
+            self._put(self._frame(SelfCheck()))
+
     # --- For the worker ---
 
     @property
@@ -239,7 +246,7 @@ class SocketEngineClient:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                     connection.connect(self._path)
                     self._serve(connection)
-            except (OSError, FrameError, msgspec.MsgspecError):
+            except (OSError, FrameError):
                 pass  # the engine is gone or went mad; either way this connection is over
             self._lose_connection()
             time.sleep(_RECONNECT_S)
@@ -250,7 +257,7 @@ class SocketEngineClient:
         buffer = FrameBuffer()
         while data := connection.recv(_RECEIVE_BYTES):
             for frame in buffer.feed(data):
-                self._dispatch(self._decoder.decode(frame))
+                self._dispatch(decode(frame, self._decoder))
 
     def _dispatch(self, message: ToWorker) -> None:
         if isinstance(message, Outputs):
@@ -266,18 +273,18 @@ class SocketEngineClient:
             self._info = ModelInfo(message.vocab_size, message.max_model_len)
 
     def _feed(self, outputs: Outputs) -> None:
+        """Hand each record to its stream. The hottest loop of a worker: once a token."""
         columns = _Columns(outputs)
         live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):
-            request_id = record[0] & _LOCAL_ID
-            live = live_of(request_id)
+            live = live_of(record[0] & _LOCAL_ID)
             output = columns.take(record, live)
             if live is None:
                 continue  # aborted here while this record was on its way
             if output.finish_reason is None:
                 live.stream.feed(output)
             else:
-                self._finish(request_id, live, output, outputs.errors.get(record[0]))
+                self._finish(record[0] & _LOCAL_ID, live, output, outputs.errors.get(record[0]))
 
     def _finish(
         self, request_id: int, live: _Live, output: RequestOutput, message: str | None

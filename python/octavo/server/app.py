@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from octavo.server.admin import ResetPrefixCacheResource, ServerInfoResource
+from octavo.server.admin import ResetPrefixCacheResource, SelfCheckResource, ServerInfoResource
 from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
 from octavo.server.error_responses import add_error_handlers
@@ -86,6 +86,7 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     }
     if context.config.enable_admin:
         table["/reset_prefix_cache"] = ResetPrefixCacheResource(context)
+        table["/self_check"] = SelfCheckResource(context)
         table["/server_info"] = ServerInfoResource(context)
     openapi.describe(table)
     return table

@@ -50,7 +50,8 @@ class ServerContext:
         Raises:
             RequestError: Not JSON, too large, or not as the schema asks.
         """
-        return decode(decoder, read_body(req, self.config.max_body_bytes))
+        deadline_s = 2 * self.config.client_timeout
+        return decode(decoder, read_body(req, self.config.max_body_bytes, deadline_s))
 
     def model_info(self) -> ModelInfo:
         """Facts of the engine's model.

@@ -118,6 +118,7 @@ class Generation:
 
     def abort(self) -> None:
         """Free what the call holds in the engine. Never blocks; harmless when over."""
+        self._outputs.close()
         self._end("abort")
 
     def __enter__(self) -> Generation:

@@ -12,7 +12,7 @@ from octavo.logs import LOGGER_NAME
 if TYPE_CHECKING:
     from datetime import timedelta
 
-_PROBES = frozenset({"/health", "/ready", "/readyz", "/ping", "/livez", "/startupz", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/readyz", "/ping", "/livez", "/startupz", "/metrics"})
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
             return
         status = str(resp.status).split(None, 1)[0]
         path = environ.get("PATH_INFO", "")
-        if path in _PROBES:
+        if path in PROBES:
             return
         del req
         seconds = request_time.total_seconds()
