@@ -40,11 +40,6 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes,
       : "memory");
 }
 
-// Fetches `bytes` bytes into the L2 cache. Requires: all multiples of 16.
-__device__ inline void prefetch_bulk(const void* global, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
 // Copies the box at (column, row) of a matrix to shared memory; the barrier counts its bytes.
 __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
                                 int column, int row) {
@@ -53,6 +48,28 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, uint32_
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(column), "r"(row)
       : "memory");
+}
+
+// The same of the box at (column, 0, 0, group) of a tensor of four dimensions.
+__device__ inline void copy_box_4d(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
+                                   int column, int group) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %4, %5}], [%2];" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group)
+      : "memory");
+}
+
+// Fetch such boxes into the L2 cache.
+__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column),
+               "r"(row)
+               : "memory");
+}
+__device__ inline void prefetch_box_4d(const CUtensorMap* map, int column, int group) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %2, %3}];" ::"l"(map),
+               "r"(column), "r"(0), "r"(group)
+               : "memory");
 }
 
 // Synchronises `threads` threads on named barrier `id` (1 to 15).
