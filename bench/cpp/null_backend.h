@@ -48,6 +48,12 @@ class NullBackend final : public Backend {
   void attention(TensorView, const ForwardInputs&, const AttentionParams&, const KVCache&,
                  TensorView) override {}
   void silu_mul(TensorView, TensorView) override {}
+  void gelu_tanh_mul(TensorView, TensorView) override {}
+  void scale(TensorView, float) override {}
+  void soft_cap(TensorView, float) override {}
+  void qk_norm(TensorView, const QkNorm&, const AttentionParams&) override {}
+  void experts(TensorView, TensorView, const ExpertBank&, const ExpertScratch&,
+               TensorView) override {}
   void gather_rows(TensorView, const int32_t*, TensorView) override {}
 
   int32_t max_steps_in_flight() const override { return 2; }
