@@ -52,7 +52,6 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
   if (plan.max_model_len < config.block_size) return {chunk};
 
   std::vector<WarmUpShape> shapes;
-  if (has_graphs) shapes.push_back(chunk);
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
   if (has_graphs) {
@@ -67,7 +66,7 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
       std::min(kMixedPrefillTokens, config.max_num_batched_tokens - decodes);
   const int64_t prefill = prefill_length(tokens_left, plan.num_blocks - decodes, config, plan);
   if (decodes > 0 && prefill > 0) shapes.push_back({decodes, 1, prefill});
-  if (!has_graphs) shapes.push_back(chunk);
+  shapes.push_back(chunk);
   return shapes;
 }
 
