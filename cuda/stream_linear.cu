@@ -8,182 +8,19 @@
 // two warpgroups multiply, 64 rows of W each.
 // The ring starts to fill before the previous kernel has finished, since weights do not depend on
 // it. It takes most of an SM's shared memory: were there room for two blocks, an SM might get both
-// of one kernel. A block that has asked for the last of its slices has the first of the next
-// linear's fetched into the L2 cache, so that memory stays busy while blocks change and the short
-// kernels between the two linears run.
+// of one kernel. (Fetching the next linear's weights into the L2 cache ahead made steps slower.)
 // fp8 weights are widened on their way from shared memory to the matrix units, where they are the
 // operand in registers; their scales, a row each, apply to the sums.
 // Gated: gate and up rows take turns of eight in a tile, so that a thread holds both of a pair.
 // Bound: memory, N * K * 2 bytes.
 #include <algorithm>
 
-#include "cuda/common/barrier.cuh"
-#include "cuda/common/launch.cuh"
-#include "cuda/common/reduce.cuh"
 #include "cuda/common/tensor_map.h"
-#include "cuda/common/wgmma.cuh"
 #include "cuda/stream_linear.h"
+#include "cuda/stream_ring.cuh"
 
 namespace octavo::cuda {
 namespace {
-
-constexpr int kTileRows = 128;   // of W
-constexpr int kSpanBytes = 128;  // of the swizzle: a row of a slice
-constexpr int kAtomBytes = 8 * kSpanBytes;
-constexpr int kWeightBytes = kTileRows * kSpanBytes;
-constexpr int kConsumers = 256;
-constexpr int kConsumerWarps = kConsumers / kWarpSize;
-constexpr int kThreads = kConsumers + kWarpSize;
-constexpr int kMaxStages = 8;               // more gain nothing
-constexpr int kPrefetchedSlices = 16;       // a block, of the next linear
-constexpr int kMaxSharedBytes = 227 << 10;  // of a block
-
-struct StreamShape {
-  int num_tiles;
-  int num_slices;  // of a tile
-  int num_stages;
-  int num_rows;  // of x
-  int out_features;
-};
-
-// The linear that probably comes next.
-struct NextShape {
-  int num_tiles;  // 0: none is known
-  int num_slices;
-  int slice_values;
-  bool is_gated;
-};
-
-// Types of activations, result and weights; columns: rows of x, padded.
-template <typename TV, typename OutV, typename WV, int kColumnsV, bool kIsGatedV>
-struct Variant {
-  using T = TV;
-  using Out = OutV;
-  using W = WV;
-  static constexpr int kColumns = kColumnsV;
-  static constexpr bool kIsGated = kIsGatedV;
-  static constexpr int kSliceValues = kSpanBytes / static_cast<int>(sizeof(W));
-  static constexpr int kSpanBytesOfX = kColumns * kSpanBytes;  // 64 inner values
-  static constexpr int kSpansOfX = kSliceValues * 2 / kSpanBytes;
-  static constexpr int kStageBytes = kWeightBytes + kSpansOfX * kSpanBytesOfX;
-};
-
-template <typename T, typename Out>
-struct StreamArgs {
-  Out* out;  // [num_rows, out_stride]
-  const T* bias;
-  const float* scales;  // of the rows of an fp8 W
-  float* partials;      // a tile's sums a block
-  int32_t* flags;       // set where a block's partial sums are written; zero between launches
-  int64_t out_stride;
-  StreamShape shape;
-  NextShape next;
-};
-
-__device__ inline int32_t load_acquire(const int32_t* p) {
-  int32_t value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-__device__ inline void store_release(int32_t* p, int32_t value) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-
-// First slice of block `block`, counted over all tiles.
-template <typename Shape>
-__device__ int first_slice(const Shape& shape, int block) {
-  const int64_t total = int64_t{shape.num_tiles} * shape.num_slices;
-  return static_cast<int>(total * block / gridDim.x);
-}
-
-template <typename V>
-struct Ring {
-  uint32_t shared;  // barriers first, then the stages
-  int num_stages;
-  int stage = 0;
-  int parity = 0;
-
-  __device__ uint32_t full() const { return shared + stage * 8; }
-  __device__ uint32_t empty() const { return shared + (kMaxStages + stage) * 8; }
-  __device__ uint32_t weights() const { return shared + kAtomBytes + stage * V::kStageBytes; }
-  __device__ uint32_t x() const { return weights() + kWeightBytes; }
-  __device__ void advance() {
-    if (++stage == num_stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-  __device__ void init_barriers() const {
-    for (int i = 0; i < num_stages; ++i) {
-      barrier_init(shared + i * 8, 1);
-      barrier_init(shared + (kMaxStages + i) * 8, kConsumerWarps);
-    }
-    barrier_init_fence();
-  }
-};
-
-struct StreamMaps {
-  CUtensorMap weight;
-  CUtensorMap x;
-  CUtensorMap next;
-};
-
-// One thread: the beginning of this block's part of the next linear's weights.
-__device__ inline void prefetch_next(const NextShape& next, const CUtensorMap* map) {
-  const int begin = first_slice(next, blockIdx.x);
-  const int end = min(first_slice(next, blockIdx.x + 1), begin + kPrefetchedSlices);
-  for (int slice = begin; slice < end; ++slice) {
-    const int tile = slice / next.num_slices;
-    const int column = (slice - tile * next.num_slices) * next.slice_values;
-    if (next.is_gated) {
-      prefetch_box_4d(map, column, tile * (kTileRows / 16));
-    } else {
-      prefetch_box(map, column, tile * kTileRows);
-    }
-  }
-}
-
-// One thread: copies the block's slices of W and of x.
-template <typename V>
-__device__ void produce(const StreamShape& shape, const StreamMaps& maps, Ring<V> ring) {
-  const int begin = first_slice(shape, blockIdx.x);
-  const int end = first_slice(shape, blockIdx.x + 1);
-  const auto copy_weights = [&](int slice) {
-    barrier_expect(ring.full(), V::kStageBytes);
-    const int tile = slice / shape.num_slices;
-    const int column = (slice - tile * shape.num_slices) * V::kSliceValues;
-    if constexpr (V::kIsGated) {
-      copy_box_4d(ring.weights(), &maps.weight, ring.full(), column, tile * (kTileRows / 16));
-    } else {
-      copy_box(ring.weights(), &maps.weight, ring.full(), column, tile * kTileRows);
-    }
-  };
-  const auto copy_x = [&](int slice) {
-    const int column = slice % shape.num_slices * V::kSliceValues;
-#pragma unroll
-    for (int span = 0; span < V::kSpansOfX; ++span) {
-      copy_box(ring.x() + span * V::kSpanBytesOfX, &maps.x, ring.full(), column + span * 64, 0);
-    }
-  };
-  const Ring<V> start = ring;
-  const int ahead = min(end, begin + shape.num_stages);
-  for (int i = begin; i < ahead; ++i) {
-    copy_weights(i);
-    ring.advance();
-  }
-  ring = start;
-  wait_for_previous_kernel();
-  for (int i = begin; i < ahead; ++i) {
-    copy_x(i);
-    ring.advance();
-  }
-  for (int i = ahead; i < end; ++i) {
-    barrier_wait(ring.empty(), ring.parity ^ 1);
-    copy_weights(i);
-    copy_x(i);
-    ring.advance();
-  }
-}
 
 // Two warpgroups, 64 rows of a tile each.
 template <typename V>
@@ -408,7 +245,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x == kConsumers) {
     produce(args.shape, maps, ring);
-    prefetch_next(args.next, &maps.next);
   } else if (threadIdx.x < kConsumers) {
     Consumer<V> consumer{.args = args, .ring = ring, .thread = static_cast<int>(threadIdx.x)};
     consumer.run();
@@ -488,22 +324,6 @@ const CUtensorMap& StreamLinear::find_map(TensorView matrix, int64_t box_rows, b
   return maps_.emplace(key, *map).first->second;
 }
 
-StreamLinear::Source StreamLinear::find_source(const LinearOperand& weight, bool is_gated) {
-  const TensorView& matrix = weight.matrix;
-  const int64_t values = slice_values(matrix.dtype);
-  return {find_map(matrix, kTileRows, is_gated),
-          static_cast<int>((matrix.rows() + kTileRows - 1) / kTileRows),
-          static_cast<int>((matrix.cols() + values - 1) / values), static_cast<int>(values),
-          is_gated};
-}
-
-StreamLinear::Source StreamLinear::follow(const void* weight, const Source& source) {
-  if (latest_ != nullptr) followers_[latest_] = source;
-  latest_ = weight;
-  const auto found = followers_.find(weight);
-  return found == followers_.end() ? Source{} : found->second;
-}
-
 struct StreamLinear::Call {
   const LinearOperand& weight;
   TensorView x;
@@ -518,9 +338,9 @@ void StreamLinear::run_call(const DeviceContext& context, const Call& call) {
             is_fp8 == (weight.scales != nullptr) && (is_fp8 || weight.matrix.dtype == x.dtype),
         "stream_linear: shape");
   if (x.rows() == 0) return;
-  const Source source = find_source(weight, is_gated);
-  const Source next = follow(weight.matrix.data, source);
-  const StreamMaps maps{source.map, find_map(x, columns_for(x.rows()), false), next.map};
+  const int64_t values = slice_values(weight.matrix.dtype);
+  const StreamMaps maps{find_map(weight.matrix, kTileRows, is_gated),
+                        find_map(x, columns_for(x.rows()), false)};
   dispatch_half(x.dtype, [&]<typename T>(T) {
     const auto launch_to = [&]<typename Out>(Out* target) {
       const StreamArgs<T, Out> args{
@@ -530,12 +350,12 @@ void StreamLinear::run_call(const DeviceContext& context, const Call& call) {
           .partials = partials_.as<float>(),
           .flags = flags_.as<int32_t>(),
           .out_stride = out.row_stride,
-          .shape = {.num_tiles = source.num_tiles,
-                    .num_slices = source.num_slices,
-                    .num_stages = 0,
-                    .num_rows = static_cast<int>(x.rows()),
-                    .out_features = static_cast<int>(weight.matrix.rows())},
-          .next = {next.num_tiles, next.num_slices, next.slice_values, next.is_gated}};
+          .shape = {
+              .num_tiles = static_cast<int>((weight.matrix.rows() + kTileRows - 1) / kTileRows),
+              .num_slices = static_cast<int>((weight.matrix.cols() + values - 1) / values),
+              .num_stages = 0,
+              .num_rows = static_cast<int>(x.rows()),
+              .out_features = static_cast<int>(weight.matrix.rows())}};
       const auto launch_weight = [&]<typename W>(W) {
         if constexpr (std::is_same_v<Out, T>) {
           if (is_gated) return launch_columns<T, Out, W, true>(context, args, maps);

@@ -36,25 +36,12 @@ class StreamLinear {
   // Address, rows, columns, row stride, rows of a box, gated.
   using MapKey = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t, bool>;
 
-  // What the copy engine needs to know of a weight.
-  struct Source {
-    CUtensorMap map{};
-    int num_tiles = 0;
-    int num_slices = 0;  // of a tile
-    int slice_values = 0;
-    bool is_gated = false;
-  };
   struct Call;
 
   const CUtensorMap& find_map(TensorView matrix, int64_t box_rows, bool is_gated);
-  Source find_source(const LinearOperand& weight, bool is_gated);
-  // The weight that came after this one the last time; empty the first time.
-  Source follow(const void* weight, const Source& source);
   void run_call(const DeviceContext& context, const Call& call);
 
   std::map<MapKey, CUtensorMap> maps_;
-  std::map<const void*, Source> followers_;
-  const void* latest_ = nullptr;
   DeviceMemory partials_;
   DeviceMemory flags_;
 };

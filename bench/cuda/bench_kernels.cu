@@ -66,7 +66,8 @@ struct LinearShape {
 // The same memory read as fp8: any bytes but those of NaN do.
 void bench_fp8_stream(const Device& device, StreamLinear& linear, const DeviceMemory& weights,
                       const DeviceMemory& x, const DeviceMemory& out, LinearShape shape) {
-  const auto [m, p] = shape;
+  const int64_t m = shape.m;
+  const Projection p = shape.p;
   const int copies = copies_of(p.n * p.k);
   const DeviceMemory scales(p.n * 4);
   fill_floats<<<64, 256>>>(scales.as<float>(), p.n, 1.0f);

@@ -60,18 +60,6 @@ __device__ inline void copy_box_4d(uint32_t shared, const CUtensorMap* map, uint
       : "memory");
 }
 
-// Fetch such boxes into the L2 cache.
-__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column),
-               "r"(row)
-               : "memory");
-}
-__device__ inline void prefetch_box_4d(const CUtensorMap* map, int column, int group) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %2, %3}];" ::"l"(map),
-               "r"(column), "r"(0), "r"(group)
-               : "memory");
-}
-
 // Synchronises `threads` threads on named barrier `id` (1 to 15).
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
