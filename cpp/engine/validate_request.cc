@@ -101,6 +101,20 @@ void check_token_lists(const SamplingParams& p, int64_t vocab_size) {
   check_ids("allowed_token_ids", p.allowed_token_ids, vocab_size);
 }
 
+void check_token_mask(const Request& request, int64_t vocab_size) {
+  if (request.token_mask.empty()) return;
+  const SamplingParams& p = request.sampling;
+  if (std::ssize(request.token_mask) != (vocab_size + 31) / 32) {
+    refuse("The token mask is of another vocabulary.");
+  }
+  // The grammar says when the output may end, and a mask less other tokens could be empty.
+  if (p.min_tokens > 0 || p.ignore_eos || !p.allowed_token_ids.empty() || !p.bad_words.empty()) {
+    refuse(
+        "Structured output does not go with min_tokens, ignore_eos, allowed_token_ids or "
+        "bad_words.");
+  }
+}
+
 // Bans that leave no token to choose would end in an invalid row. Of a word of bad_words the last
 // token is banned where the others precede it: so it counts as banned.
 void check_something_is_allowed(const SamplingParams& p, const RequestLimits& limits) {
@@ -129,6 +143,7 @@ void validate_request(const Request& request, const RequestLimits& limits) {
   check_shape_of_distribution(request.sampling);
   check_token_lists(request.sampling, limits.vocab_size);
   check_something_is_allowed(request.sampling, limits);
+  check_token_mask(request, limits.vocab_size);
 }
 
 }  // namespace octavo

@@ -75,7 +75,9 @@ class ServeConfig:
         metavar="N|auto",
     )
     chat_template: str = option(
-        "file that replaces the model's chat template", default="", metavar="FILE"
+        "what replaces the model's chat template: a file, or the Jinja text itself",
+        default="",
+        metavar="FILE|TEXT",
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
     enable_auto_tool_choice: bool = option(
@@ -184,7 +186,13 @@ class ServeConfig:
         "sequences that run at the same time", default=64, parse=parse_int, minimum=1, maximum=65536
     )
     max_num_batched_tokens: int = option(
-        "tokens of one step", default=2048, parse=parse_length, minimum=1, maximum=1 << 24
+        "tokens of one step; auto: 512 on CPUs, so that a long prompt does not stop the others for "
+        "seconds, else 2048",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=1 << 24,
+        metavar="N|auto",
     )
     scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(
@@ -242,6 +250,9 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
+    otlp_traces_endpoint: str = option(
+        "send a span of each request to this OpenTelemetry collector", default="", metavar="URL"
+    )
 
     def __post_init__(self) -> None:
         for each in options():
@@ -257,7 +268,8 @@ class ServeConfig:
                 "--tensor-parallel-size: this version runs on one device; use 1, or start one "
                 "server for each GPU."
             )
-        if not self.enable_chunked_prefill and self.max_model_len > self.max_num_batched_tokens:
+        budget = self.max_num_batched_tokens or self.max_model_len
+        if not self.enable_chunked_prefill and self.max_model_len > budget:
             raise ConfigError(
                 "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
                 f"--max-model-len ({self.max_model_len})."

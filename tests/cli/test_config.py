@@ -118,7 +118,11 @@ def test_kubernetes_service_links_are_not_the_port() -> None:
         ({"ssl_keyfile": "k"}, "must be given together"),
         ({"tensor_parallel_size": "2"}, "one device"),
         (
-            {"enable_chunked_prefill": "no", "max_model_len": "4096"},
+            {
+                "enable_chunked_prefill": "no",
+                "max_model_len": "4096",
+                "max_num_batched_tokens": "2048",
+            },
             "needs --max-num-batched-tokens of at least --max-model-len",
         ),
     ],

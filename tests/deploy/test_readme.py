@@ -30,7 +30,8 @@ FOREIGN_FLAGS = {
     "--count",
     "--seed",
     "--seconds",
-}  # of helm, systemctl and tests/
+    "--weights",
+}  # of helm, systemctl, tests/ and bench/make_model.py
 EXAMPLES = {"--some-name", "OCTAVO_SOME_NAME"}
 CMAKE_OPTIONS = {"OCTAVO_BUILD_BENCH"}
 TEST_VARIABLES = {"OCTAVO_FAULTS", "OCTAVO_FAULTS_FIGURES"}

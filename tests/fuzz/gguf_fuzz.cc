@@ -21,7 +21,7 @@ void read_all(const octavo::GgufFile& file) {
     if (tensor.num_bytes > file.size_bytes()) __builtin_trap();
     if (tensor.num_bytes > kMaxTensorBytes) continue;
     std::vector<std::byte> bytes(tensor.num_bytes);
-    file.read_tensor(tensor, bytes);
+    file.read_tensor(tensor, 0, bytes);
   }
 }
 

@@ -25,7 +25,6 @@ _SAME = (
     "gpu_memory_utilization",
     "kv_cache_dtype",
     "max_num_seqs",
-    "max_num_batched_tokens",
     "enable_chunked_prefill",
     "enable_prefix_caching",
     "scheduling_policy",
@@ -33,7 +32,11 @@ _SAME = (
     "max_num_queued_tokens",
     "seed",
 )
-_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+# Tokens of a step where nothing is said. On two cores 512 take half a second, and no other stream
+# gets a token meanwhile: bench/results/2026-11-22-startup.md.
+_STEP_TOKENS_CPU = 512
+_STEP_TOKENS = 2048
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
 def engine_config(
@@ -45,6 +48,7 @@ def engine_config(
         setattr(core, name, getattr(config, name))
     core.device = device(config)
     core.weight_dtype = weight_dtype(config, info, core.device)
+    core.max_num_batched_tokens = step_tokens(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
     core.eos_token_ids = list(generation.eos_token_ids)
@@ -58,6 +62,15 @@ def device(config: ServeConfig) -> str:
     return "cuda:0" if config.device == "cuda" else config.device
 
 
+def step_tokens(config: ServeConfig, device: str) -> int:
+    """Most tokens of one step: as given, or what suits the device and the other limits."""
+    if config.max_num_batched_tokens:
+        return config.max_num_batched_tokens
+    usual = _STEP_TOKENS_CPU if device == "cpu" else _STEP_TOKENS
+    whole_prompt = 0 if config.enable_chunked_prefill else config.max_model_len
+    return max(usual, config.max_num_seqs, whole_prompt)
+
+
 def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
     """What plain weights are kept in: half the size of float32, unless asked otherwise."""
     if config.dtype != AUTO:
@@ -66,7 +79,7 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
 
 
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
-    """Sampling parameters without what concerns only the text."""
+    """Sampling parameters without what the engine is told in other ways, or not at all."""
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     for name in _TEXT_ONLY:
         del fields[name]

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pool import Pool
-from gevent.server import StreamServer
 from gunicorn.http import errors as http_errors
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError, QueueFullError, RequestError
 from octavo.processes import die_with_parent
+from octavo.server.connection import Listener
 from octavo.server.connections import (
     RESERVE,
     BadHttpError,
@@ -137,7 +137,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish()
         for server in servers:
             server.stop(timeout=0)
-        self._assembly.client.close()
+        self._assembly.close()
 
     def _is_wanted(self) -> bool:
         return self.alive and not self._page.is_draining
@@ -153,14 +153,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
         gevent.sleep(_TICK_S)
 
-    def _listen(self, listener: Any) -> StreamServer:
+    def _listen(self, listener: Any) -> Listener:
         listener.settimeout(None)
         # Inherited by connections: the kernel would buffer megabytes for a client that is slow.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         arguments: dict[str, Any] = {}
         if self.cfg.is_ssl:  # the handshake waits for handle(), which has a deadline
             arguments = {"ssl_context": ssl_context(self.cfg), "do_handshake_on_connect": False}
-        server = StreamServer(
+        server = Listener(
             listener,
             handle=partial(self.handle, listener),
             spawn=Pool(self._connections.limit + RESERVE),

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import openai
 import pytest
-from live_server import LiveServer, live_server
+
+from clients.conftest import KEY
+from clients.environments import package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from e2e.live_server import LiveServer
+
+openai = package("openai")
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LiveServer]:
-    with live_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as made:
         yield made
 
 
@@ -175,7 +174,7 @@ def test_errors(client: openai.OpenAI) -> None:
 
 
 async def _ask_asynchronously(url: str) -> str | None:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY) as client:
         answer = await client.chat.completions.create(
             model="smollm2", messages=MESSAGES, temperature=0
         )

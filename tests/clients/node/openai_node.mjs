@@ -1,7 +1,7 @@
-// Run by test_clients_node.py with the server's URL; prints one JSON line of what came.
+// Run by test_others.py with the server's URL and key; prints one JSON line of what came.
 import OpenAI from "openai";
 
-const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "none", maxRetries: 0 });
+const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: process.argv[3], maxRetries: 0 });
 const messages = [{ role: "user", content: "What is the capital of France?" }];
 const said = {};
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from live_server import LiveServer, live_server
 
-anthropic = pytest.importorskip("anthropic")
+from clients.conftest import KEY
+from clients.environments import package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from e2e.live_server import LiveServer
+
+anthropic = package("anthropic")
+
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
-KEY = "secret"
 GREEDY = {"temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LiveServer]:
-    with live_server("--api-key", KEY) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
