@@ -21,6 +21,7 @@
 #include "cuda/silu_mul.h"
 #include "cuda/skinny_linear.h"
 #include "cuda/staging.h"
+#include "cuda/unpack_inputs.h"
 #include "cuda/weights.h"
 
 namespace octavo::cuda {
@@ -178,6 +179,16 @@ class CudaBackend : public Backend {
   }
   void gather_rows(TensorView x, const int32_t* indices, TensorView out) override {
     cuda::gather_rows(context_, x, indices, out);
+  }
+  int32_t max_steps_in_flight() const override { return Sampler::kMaxStepsInFlight; }
+  void begin_step() override {
+    check_cuda(cudaSetDevice(device_));
+    sampler_.begin_step();
+  }
+  void end_step() override { sampler_.end_step(context_); }
+  void wait_step() override { sampler_.wait_step(); }
+  void unpack_inputs(const PackedInputs& packed, const ForwardArrays& arrays) override {
+    cuda::unpack_inputs(context_, packed, sampler_.drawn_ids(), arrays);
   }
   void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) override {
     check_cuda(cudaSetDevice(device_));

@@ -324,8 +324,11 @@ void bench_sampling(const Device& device) {
         check_cuda(cudaDeviceSynchronize());
         timespec begin{}, end{};
         clock_gettime(CLOCK_MONOTONIC, &begin);
+        sampler.begin_step();
         sampler.sample(device.context, view(logits, rows, kVocab, DType::kFloat32), sample_rows,
                        result);
+        sampler.end_step(device.context);
+        sampler.wait_step();
         clock_gettime(CLOCK_MONOTONIC, &end);
         times.push_back((end.tv_sec - begin.tv_sec) * 1e6 + (end.tv_nsec - begin.tv_nsec) * 1e-3);
       }

@@ -223,8 +223,11 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g) {
     result.token_ids.assign(batch, -1);
     result.is_invalid.assign(batch, 0);
     const double sampled_us = wall_us(backend, [&] {
+      backend.begin_step();
       backend.launch_graph(graph);
       backend.sample(step.logits(batch), rows, result);
+      backend.end_step();
+      backend.wait_step();
     });
     const double begin = now_us();
     backend.launch_graph(graph);

@@ -107,13 +107,41 @@ struct ForwardInputs {
   int64_t block_table_stride = 0;
   const int32_t* token_ids = nullptr;        // [num_tokens]
   const int32_t* positions = nullptr;        // [num_tokens]
-  const int64_t* slot_mapping = nullptr;     // [num_tokens]
+  const int64_t* slot_mapping = nullptr;     // [num_tokens]; -1: padding, not written to the cache
   const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
-  const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled
+  const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled; 0: padding
   const int32_t* block_tables = nullptr;     // [num_seqs, block_table_stride]
   const int32_t* logits_indices = nullptr;   // [num_logits], ascending rows of token_ids
   std::span<const int32_t> host_query_start_loc;
   std::span<const int32_t> host_seq_lens;
+};
+
+// A step as it crosses to the device, without what follows from it: positions and slots, padding,
+// tokens that only the device knows. Device pointers.
+struct PackedInputs {
+  int64_t num_seqs = 0;
+  int64_t num_padding_seqs = 0;  // more sequences behind them, of one token each that is none
+  int64_t max_query_len = 0;
+  int64_t num_logits = 0;
+  const int32_t* token_ids = nullptr;        // [num_tokens]; below 0: drawn last in slot -1 - id
+  const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
+  const int32_t* seq_lens = nullptr;         // [num_seqs]
+  const int32_t* block_table_loc = nullptr;  // [num_seqs + 1], where each table begins
+  const int32_t* packed_tables = nullptr;    // block ids, one table behind the other
+  const int32_t* logits_indices = nullptr;   // [num_logits]
+};
+
+// The arrays of ForwardInputs, to be written. Sized for every step: their addresses do not change.
+struct ForwardArrays {
+  int64_t block_size = 0;
+  int64_t block_table_stride = 0;
+  int32_t* token_ids = nullptr;
+  int32_t* positions = nullptr;
+  int64_t* slot_mapping = nullptr;
+  int32_t* query_start_loc = nullptr;
+  int32_t* seq_lens = nullptr;
+  int32_t* block_tables = nullptr;
+  int32_t* logits_indices = nullptr;
 };
 
 struct AttentionParams {
@@ -188,13 +216,29 @@ class Backend {
   // out[i] = x[indices[i]]. out [num_logits, hidden].
   virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
 
+  // Steps. Between begin_step() and end_step() a step is issued; wait_step() returns when the
+  // oldest that ended and was not waited for has run. A step that was begun and not ended is
+  // forgotten by the next begin_step(). At most max_steps_in_flight() steps may await their
+  // wait_step().
+  virtual int32_t max_steps_in_flight() const { return 1; }
+  virtual void begin_step() {}
+  virtual void end_step() {}
+  virtual void wait_step() { synchronize(); }
+
+  // Writes the arrays of a step: positions count up to each sequence's length, padding gets token
+  // 0, position 0, slot -1, length 0 and a row of logits. The default is for backends whose device
+  // memory is the host's and which have one step in flight.
+  // Requires: padding only where every sequence has one token and one row of logits.
+  virtual void unpack_inputs(const PackedInputs& packed, const ForwardArrays& arrays);
+
   // Samples each row of logits (float32 [rows.size(), vocab], overwritten). Rows that draw set
   // result.token_ids[row.batch_row] and append 1 + sampling->logprobs entries to result.logprobs;
   // rows with a target append 1 + sampling->prompt_logprobs to result.prompt_logprobs; none where
   // that parameter is negative. Entries come in row order, so the caller knows the offsets from the
   // parameters alone. Rank counts equal logits by id. A row that holds a NaN or an infinite
   // maximum, or whose rules leave no token, sets result.is_invalid[row.batch_row] and appends its
-  // entries all the same, with id -1.
+  // entries all the same, with id -1. What is drawn is also kept by slot, for unpack_inputs().
+  // With more than one step in flight `result` is written by wait_step(), and must live that long.
   // Requires: rows ascend by batch_row, targets before the draw; result.token_ids and is_invalid
   // hold an element for each sequence; the wanted numbers of log-probs are at most vocab.
   virtual void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) = 0;
@@ -203,8 +247,8 @@ class Backend {
   // returns an id; launch_graph() runs them as one, reading the same addresses again. Recorded
   // operations may depend on the contents of device arrays but not on the host copies in
   // ForwardInputs, so only steps of the same num_tokens, num_seqs and num_logits whose sequences
-  // have one query each can share a graph. Requires: supports_graphs(); `work` has run once
-  // outside a capture; it neither copies nor samples.
+  // have one query each can share a graph; fewer sequences are padded. Requires: supports_graphs();
+  // `work` has run once outside a capture; it neither copies nor samples.
   virtual bool supports_graphs() const { return false; }
   virtual int32_t capture_graph(const std::function<void()>& /*work*/) {
     check(false, "this backend has no graphs");

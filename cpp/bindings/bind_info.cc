@@ -77,6 +77,7 @@ py::dict stats_dict(const EngineStats& s) {
   set("weight_bytes", s.weight_bytes);
   set("step_seconds", s.step_seconds);
   set("device_seconds", s.device_seconds);
+  set("wait_seconds", s.wait_seconds);
   set("heartbeat_ns", s.heartbeat_ns);
   set("is_healthy", s.is_healthy);
   return result;

@@ -23,7 +23,7 @@ constexpr const char* kLostReason = "The engine failed and has to be started aga
 constexpr const char* kStepError = "The engine failed while it served this request.";
 
 SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_size,
-                                   int64_t num_blocks) {
+                                   int64_t num_blocks, const StepRunner& runner) {
   SchedulerOptions options;
   options.blocks.num_blocks = num_blocks;
   options.blocks.block_size = config.block_size;
@@ -37,6 +37,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_siz
   options.policy = config.scheduling_policy;
   options.seed = config.seed;
   options.eos_token_ids = config.eos_token_ids;
+  options.max_steps_in_flight = runner.max_steps_in_flight();
   return options;
 }
 
@@ -83,7 +84,8 @@ Engine::Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_block
       runner_(std::move(runner)),
       queue_(config_.max_num_queued_reqs, config_.max_num_queued_tokens),
       masks_(vocab_size, outbox_),
-      scheduler_(scheduler_options(config_, vocab_size, num_blocks), masks_) {
+      scheduler_(scheduler_options(config_, vocab_size, num_blocks, *runner_), masks_),
+      batches_(runner_->max_steps_in_flight()) {
   publish_stats(scheduler_.stats());
 }
 
@@ -178,17 +180,19 @@ bool Engine::step() {
   return false;
 }
 
+// Overlapped, a step is launched while the one before it computes, whose tokens are read after
+// that: the device goes from one to the next without a pause.
 bool Engine::step_once() {
   const Clock::time_point begin = Clock::now();
   beat();
+  if (is_healthy() && scheduler_.needs_results()) end_step();
   drain();
-  scheduler_.schedule(batch_, nanoseconds(begin));
-  const bool has_work = !batch_.sequences.empty();
-  if (has_work) {
-    run_and_update();
-    ++step_stats_.num_steps;
-    step_stats_.step_seconds += seconds_since(begin);
-  }
+  const int64_t num_ended = step_stats_.num_steps;
+  const bool is_launched = launch_step();
+  const int64_t num_left = is_launched ? std::ssize(batches_) - 1 : 0;
+  if (is_healthy() && scheduler_.num_steps_in_flight() > num_left) end_step();
+  const bool has_work = is_launched || step_stats_.num_steps > num_ended;
+  if (has_work) step_stats_.step_seconds += seconds_since(begin);
   publish();
   return has_work;
 }
@@ -215,30 +219,67 @@ void Engine::drain() {
   commands_.clear();
 }
 
-void Engine::run_and_update() {
+// Runs `work`, which may throw what a device or a backend throws. False if it did and the device is
+// still there: then `cause` says why. A lost device ends everything.
+template <typename Work>
+bool Engine::try_on_device(Work&& work, std::string& cause) {
   const Clock::time_point begin = Clock::now();
-  const auto has_grammar = [](const ScheduledSequence& row) { return !row.token_bitmask.empty(); };
-  if (std::ranges::any_of(batch_.sequences, has_grammar)) {
-    batch_.before_sampling = [this] { masks_.fill(batch_); };
-  }
   try {
-    runner_->run(batch_, result_);
-    check_step_result(batch_, result_);
+    work();
+    step_stats_.device_seconds += seconds_since(begin);
+    return true;
   } catch (const DeviceError& error) {
-    if (error.sticky) return lose_device(error.what());
-    return fail_step(error.what());
+    cause = error.what();
+    if (error.sticky) lose_device(cause);
   } catch (const std::exception& error) {
-    return fail_step(error.what());
+    cause = error.what();
   } catch (...) {
-    return fail_step("unknown exception");
+    cause = "unknown exception";
   }
-  step_stats_.device_seconds += seconds_since(begin);
-  scheduler_.update(batch_, result_);
+  return false;
+}
+
+// False if there was nothing to launch. A step that cannot be launched fails behind those in
+// flight.
+bool Engine::launch_step() {
+  ScheduledBatch& batch = batches_[scheduler_.num_steps_in_flight()];
+  scheduler_.schedule(batch, nanoseconds(Clock::now()));
+  if (batch.sequences.empty()) return false;
+  const auto has_grammar = [](const ScheduledSequence& row) { return !row.token_bitmask.empty(); };
+  if (std::ranges::any_of(batch.sequences, has_grammar)) {
+    batch.before_sampling = [this, &batch] { masks_.fill(batch); };
+  }
+  std::string cause;
+  if (try_on_device([&] { runner_->launch(batch); }, cause)) return true;
+  while (is_healthy() && scheduler_.num_steps_in_flight() > 1) end_step();
+  if (is_healthy()) fail_step(cause);
+  return true;
+}
+
+// Waits for the oldest step in flight and takes in its tokens.
+void Engine::end_step() {
+  std::string cause;
+  const ScheduledBatch& batch = batches_.front();
+  const auto wait = [&] {
+    const Clock::time_point begin = Clock::now();
+    runner_->wait(result_);
+    step_stats_.wait_seconds += seconds_since(begin);
+    check_step_result(batch, result_);
+  };
+  if (try_on_device(wait, cause)) {
+    scheduler_.update(batch, result_);
+    masks_.publish();  // before all else: the masks are to be ready when the next step samples
+    ++step_stats_.num_steps;
+  } else if (is_healthy()) {
+    fail_step(cause);
+  }
+  std::ranges::rotate(batches_, batches_.begin() + 1);
 }
 
 void Engine::fail_step(const std::string& cause) {
   note_error(cause);
   scheduler_.fail(kStepError);
+  ++step_stats_.num_steps;
 }
 
 void Engine::lose_device(const std::string& cause) {
@@ -256,7 +297,7 @@ void Engine::note_error(const std::string& cause) {
 // The inbox learns which ids are free, and the gauges move, before the last record of a request can
 // be seen: whoever takes it may submit the id again and finds the blocks given back.
 void Engine::publish() {
-  masks_.publish();  // before all else: the masks are to be ready when the next step samples
+  masks_.publish();
   const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);

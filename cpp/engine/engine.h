@@ -1,5 +1,6 @@
 // The engine: one thread that turns submitted requests into output records by the five-verb step
-// drain -> schedule -> run -> update -> publish. See cpp/README.md for threads and ownership.
+// drain -> schedule -> run -> update -> publish. Where the runner lets steps overlap, run launches
+// the step and then waits for the one before it. See cpp/README.md for threads and ownership.
 #pragma once
 
 #include <atomic>
@@ -27,7 +28,8 @@ namespace octavo {
 class Engine {
  public:
   // The runner is loaded, warmed up and bound to a KV cache of `num_blocks` blocks.
-  // Requires: config.max_model_len > 0. Throws: ConfigError.
+  // Its max_steps_in_flight() does not change. Requires: config.max_model_len > 0.
+  // Throws: ConfigError.
   Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_blocks,
          std::unique_ptr<StepRunner> runner);
   ~Engine();  // shutdown()
@@ -91,14 +93,18 @@ class Engine {
   // Aborts what waits and runs, publishes the last records and joins the thread. Idempotent.
   void shutdown();
 
-  // One step on the calling thread; false if there was nothing to run. For tests and tools.
+  // One step on the calling thread; false if there was nothing to launch and nothing in flight. For
+  // tests and tools.
   bool step();
 
  private:
   void run_thread();
   bool step_once();
   void drain();
-  void run_and_update();
+  bool launch_step();
+  void end_step();
+  template <typename Work>
+  bool try_on_device(Work&& work, std::string& cause);
   void fail_step(const std::string& cause);
   void lose_device(const std::string& cause);
   void note_error(const std::string& cause);
@@ -119,7 +125,7 @@ class Engine {
   // Touched by the engine thread only.
   Scheduler scheduler_;
   std::vector<Command> commands_;
-  ScheduledBatch batch_;
+  std::vector<ScheduledBatch> batches_;  // [max_steps_in_flight], of those in flight, oldest first
   StepResult result_;
   std::vector<uint64_t> finished_ids_;
   EngineStats step_stats_;

@@ -83,7 +83,8 @@ struct EngineStats {
   int64_t kv_cache_bytes = 0;
   int64_t weight_bytes = 0;
   double step_seconds = 0;    // total time inside steps
-  double device_seconds = 0;  // of it inside StepRunner::run
+  double device_seconds = 0;  // of it inside the StepRunner
+  double wait_seconds = 0;    // of that waiting for a step to end; the rest keeps the host busy
   int64_t heartbeat_ns = 0;   // CLOCK_MONOTONIC of the last step or idle tick
   bool is_healthy = true;     // false: the device is lost, nothing will be computed any more
 };

@@ -29,22 +29,47 @@ WarmUpShape full_chunk(const RunnerConfig& config, const MemoryPlan& plan) {
 
 }  // namespace
 
-std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan) {
+std::vector<int64_t> decode_batch_sizes(int64_t most) {
+  std::vector<int64_t> sizes;
+  int64_t size = 1;
+  while (size < most) {
+    sizes.push_back(size);
+    if (size < 8) {
+      size *= 2;
+    } else if (size < 64) {
+      size += size % 3 == 0 ? size / 3 : size / 2;
+    } else {
+      size += size < 256 ? 32 : 64;
+    }
+  }
+  sizes.push_back(most);
+  return sizes;
+}
+
+// With graphs the largest step comes first, so that what they record is never replaced; else last,
+// so that progress shows soon.
+std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
+                                        bool has_graphs) {
   const WarmUpShape chunk = full_chunk(config, plan);
   if (plan.max_model_len < config.block_size) return {chunk};
 
   std::vector<WarmUpShape> shapes;
+  if (has_graphs) shapes.push_back(chunk);
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
-  for (int64_t n = 1; n < most; n *= 2) shapes.push_back({n, 0, 0});
-  shapes.push_back({most, 0, 0});
+  if (has_graphs) {
+    for (const int64_t n : decode_batch_sizes(most)) shapes.push_back({n, 0, 0});
+  } else {
+    for (int64_t n = 1; n < most; n *= 2) shapes.push_back({n, 0, 0});
+    shapes.push_back({most, 0, 0});
+  }
 
   const int64_t decodes = most / 2;
   const int64_t tokens_left =
       std::min(kMixedPrefillTokens, config.max_num_batched_tokens - decodes);
   const int64_t prefill = prefill_length(tokens_left, plan.num_blocks - decodes, config, plan);
   if (decodes > 0 && prefill > 0) shapes.push_back({decodes, 1, prefill});
-  shapes.push_back(chunk);
+  if (!has_graphs) shapes.push_back(chunk);
   return shapes;
 }
 

@@ -1,5 +1,7 @@
 // What the scheduler asks the runner to compute in one step, and what comes back. Plain data: the
-// spans point into the sequences, which the scheduler keeps alive and unchanged during the step.
+// spans point into the sequences. They may be read while the step is launched; after that a
+// sequence may move on, and only what is plain here, and `sampling`, stays as it is until the
+// step's update.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +13,17 @@
 
 namespace octavo {
 
+// Stands for a token that a step in flight still draws. The device knows it by the slot.
+inline constexpr int32_t kPendingToken = -1;
+
 struct ScheduledSequence {
   uint64_t request_id = 0;
   int32_t sequence_index = 0;
   int32_t slot = 0;             // stable row in [0, max_num_seqs) while the sequence is RUNNING
-  bool is_new_in_slot = false;  // the slot's previous content is another sequence's: rebuild it
+  bool is_new_in_slot = false;  // nothing was drawn in the slot for this sequence so far: state
+                                // that is kept by slot is another's
 
-  std::span<const int32_t> token_ids;  // prompt and output known so far
+  std::span<const int32_t> token_ids;  // prompt and output so far; the last may be kPendingToken
   int64_t num_prompt_tokens = 0;
   int64_t num_computed_tokens = 0;   // their keys and values are in the cache
   int32_t num_scheduled_tokens = 0;  // positions [num_computed, num_computed + num_scheduled)

@@ -41,10 +41,30 @@ SchedulerOptions validated(SchedulerOptions options) {
   if (options.max_num_batched_tokens < options.max_num_seqs) {
     throw ConfigError("max_num_batched_tokens must be at least max_num_seqs");
   }
+  if (options.max_steps_in_flight < 1 || options.max_steps_in_flight > 2) {
+    throw ConfigError("max_steps_in_flight must be 1 or 2");
+  }
   if (options.max_num_batched_tokens > std::numeric_limits<int32_t>::max()) {
     throw ConfigError("max_num_batched_tokens must be below 2^31");
   }
   return options;
+}
+
+// Whether what the sampler is asked for the next token follows from the tokens before, beyond what
+// the device keeps by slot.
+bool needs_token_ids(const SamplingParams& sampling) {
+  return std::ranges::any_of(sampling.bad_words, [](const auto& word) { return word.size() > 1; });
+}
+
+// Whether the token in flight is the last that max_tokens allows.
+bool awaits_end(const Sequence& sequence) {
+  return num_output_tokens(sequence) >= sequence.group->max_tokens;
+}
+
+// A token in flight can be built upon unless it is the last, or the host has to see it.
+bool is_ready(const Sequence& sequence) {
+  if (!sequence.has_pending_token()) return true;
+  return !awaits_end(sequence) && !sequence.group->needs_token_ids;
 }
 
 bool reports_prompt_logprobs(const Sequence& sequence) {
@@ -70,7 +90,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, OutputSink& sink)
                       std::to_string(max_model_len_) + ", the longest prompt and output");
   }
   running_.reserve(options.max_num_seqs);
-  scheduled_.reserve(options.max_num_seqs);
+  scheduled_.resize(options.max_steps_in_flight);
+  for (auto& rows : scheduled_) rows.reserve(options.max_num_seqs);
   for (int32_t slot = options.max_num_seqs; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -105,6 +126,7 @@ std::unique_ptr<SequenceGroup> Scheduler::make_group(const Request& request) {
   }
   group->num_unfinished = sampling.n;
   group->holds_siblings = sampling.n > 1;
+  group->needs_token_ids = !request.token_mask.empty() || needs_token_ids(sampling);
   return group;
 }
 
@@ -147,7 +169,8 @@ void Scheduler::shed(const Request& request) {
 }
 
 void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
-  check(scheduled_.empty(), "the last step was neither updated nor failed");
+  check(num_steps_in_flight() < options_.max_steps_in_flight, "too many steps are in flight");
+  ++num_scheduled_steps_;
   batch.clear();
   now_ns_ = now_ns;
   batch.sequences.reserve(options_.max_num_seqs);
@@ -155,8 +178,9 @@ void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
   schedule_decodes(batch);
   schedule_prefills(batch);
   admit_waiting(batch);
+  if (batch.sequences.empty()) --num_scheduled_steps_;
   collect_finished();
-  check(!scheduled_.empty() || groups_.empty(), "live sequences, but none can be scheduled");
+  check(num_steps_in_flight() > 0 || groups_.empty(), "live sequences, but none can be scheduled");
 }
 
 // Least rank first: a sequence can lose its blocks only to one that comes before it, so the first
@@ -164,9 +188,8 @@ void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
 void Scheduler::schedule_decodes(ScheduledBatch& batch) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (num_uncomputed_tokens(sequence) == 1 && make_room(sequence)) {
-      push_scheduled(sequence, 1, batch);
-    }
+    if (num_uncomputed_tokens(sequence) != 1 || !is_ready(sequence)) continue;
+    if (make_room(sequence)) push_scheduled(sequence, 1, batch);
   }
 }
 
@@ -189,6 +212,7 @@ void Scheduler::admit_waiting(ScheduledBatch& batch) {
 bool Scheduler::try_admit(Sequence& sequence, ScheduledBatch& batch) {
   const int64_t num_free = blocks_.num_free_blocks();
   // A long prompt at the head would otherwise be looked up in the cache at every step.
+  if (sequence.has_pending_token()) return false;  // just preempted, and drawn in its last slot
   const bool nothing_changed = sequence.rank == blocked_rank_ && num_free <= blocked_num_free_;
   if (nothing_changed && !running_.empty()) return false;
 
@@ -296,7 +320,7 @@ void Scheduler::preempt(Sequence& sequence) {
 }
 
 void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, ScheduledBatch& batch) {
-  const SequenceGroup& group = *sequence.group;
+  SequenceGroup& group = *sequence.group;
   const SamplingParams& sampling = group.request.sampling;
   ScheduledSequence& row = batch.sequences.emplace_back();
   row.request_id = group.request.id;
@@ -317,10 +341,15 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
   if (num_output_tokens(sequence) < sampling.min_tokens) {
     row.banned_token_ids = group.banned_token_ids;
   }
-  sequence.is_new_in_slot = false;
-  scheduled_.push_back(&sequence);
+  scheduled_[num_steps_in_flight() - 1].push_back(&sequence);
   batch.num_tokens += num_tokens;
   budget_ -= num_tokens;
+  sequence.num_computed_tokens += num_tokens;
+  group.last_step = num_scheduled_steps_;
+  if (!row.samples) return;
+  sequence.is_new_in_slot = false;
+  sequence.token_ids.push_back(kPendingToken);
+  if (group.needs_token_ids) last_needed_step_ = num_scheduled_steps_;
 }
 
 SchedulerStats Scheduler::stats() const {

@@ -47,23 +47,32 @@ void check_step_result(const ScheduledBatch& batch, const StepResult& result) {
 }
 
 void Scheduler::update(const ScheduledBatch& batch, const StepResult& result) {
-  check(batch.sequences.size() == scheduled_.size(), "not the batch that was scheduled");
+  const std::vector<Sequence*>& rows = scheduled_.front();
+  check(num_steps_in_flight() > 0 && batch.sequences.size() == rows.size(),
+        "not the batch that was scheduled");
   check_step_result(batch, result);
-  for (size_t row = 0; row < scheduled_.size(); ++row) {
-    update_sequence(*scheduled_[row], row, batch, result);
-  }
-  scheduled_.clear();
-  collect_finished();
+  for (size_t row = 0; row < rows.size(); ++row) update_sequence(*rows[row], row, batch, result);
+  end_step();
 }
 
 void Scheduler::fail(const char* error) {
-  for (Sequence* sequence : scheduled_) end(*sequence, FinishReason::kError, error);
-  scheduled_.clear();
+  check(num_steps_in_flight() > 0, "no step is in flight");
+  for (Sequence* sequence : scheduled_.front()) end(*sequence, FinishReason::kError, error);
+  end_step();
+}
+
+void Scheduler::end_step() {
+  ++num_ended_steps_;
+  scheduled_.front().clear();
+  std::ranges::rotate(scheduled_, scheduled_.begin() + 1);
+  std::erase_if(lingering_,
+                [this](const auto& group) { return group->last_step <= num_ended_steps_; });
   collect_finished();
 }
 
 void Scheduler::update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
                                 const StepResult& result) {
+  if (sequence.state == SequenceState::kFinished) return;  // it ended while this was in flight
   const ScheduledSequence& scheduled = batch.sequences[row];
   const int32_t token_id = result.token_ids[row];
   const bool is_token = token_id >= 0 && token_id < options_.vocab_size;
@@ -72,27 +81,40 @@ void Scheduler::update_sequence(Sequence& sequence, int64_t row, const Scheduled
     end(sequence, FinishReason::kError, kInvalidOutputError);
     return;
   }
-  // The last position of a deferred row is computed again, when its mask has come.
-  advance(sequence, scheduled.num_scheduled_tokens - (scheduled.is_deferred ? 1 : 0));
+  const auto num_known = std::ssize(scheduled.token_ids);
+  const int64_t num_computed = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
+  if (scheduled.is_deferred) defer(sequence);
+  note_computed(sequence, num_computed - (scheduled.is_deferred ? 1 : 0));
   SequenceOutput output = describe(sequence);
   output.prompt_logprobs = new_prompt_logprobs(
       sequence, scheduled, row_of(result.prompt_logprobs, result.prompt_logprob_offsets, row));
   if (samples) {
     output.token_id = token_id;
     output.logprobs = row_of(result.logprobs, result.logprob_offsets, row);
-    output.finish_reason = append_token(sequence, token_id);
+    output.finish_reason = set_token(sequence, num_known, token_id);
     if (output.finish_reason == FinishReason::kStop) output.stop_token_id = token_id;
   }
   if (samples || !output.prompt_logprobs.empty()) sink_.emit(output);
   if (output.finish_reason != FinishReason::kNone) finish(sequence, output.finish_reason);
 }
 
-// The one place where tokens become computed. A scheduler that runs ahead of the device would call
-// it when it schedules.
-void Scheduler::advance(Sequence& sequence, int64_t num_tokens) {
-  sequence.num_computed_tokens += num_tokens;
-  blocks_.publish(sequence.blocks, sequence.token_ids, sequence.num_computed_tokens);
-  const bool is_prompt_done = sequence.num_computed_tokens >= sequence.group->num_prompt_tokens();
+// Takes back the draw, and the last position, which is computed again when the mask has come. The
+// device's state of the slot has the draw, so it must be made anew.
+void Scheduler::defer(Sequence& sequence) {
+  check(sequence.has_pending_token(), "nothing was drawn");
+  sequence.token_ids.pop_back();
+  if (sequence.state != SequenceState::kRunning) return;
+  --sequence.num_computed_tokens;
+  sequence.is_new_in_slot = true;
+}
+
+// From here on the keys and values of the first positions are known to be right, and so are their
+// tokens. A sequence that was preempted meanwhile has lost them again.
+void Scheduler::note_computed(Sequence& sequence, int64_t num_tokens) {
+  if (sequence.state == SequenceState::kRunning) {
+    blocks_.publish(sequence.blocks, sequence.token_ids, num_tokens);
+  }
+  const bool is_prompt_done = num_tokens >= sequence.group->num_prompt_tokens();
   if (is_prompt_done && sequence.rank.index == 0) release_siblings(*sequence.group);
 }
 
@@ -109,18 +131,19 @@ std::span<const LogprobEntry> Scheduler::new_prompt_logprobs(
   return entries.subspan(num_old * entries_per_position);
 }
 
-FinishReason Scheduler::append_token(Sequence& sequence, int32_t token_id) {
-  sequence.token_ids.push_back(token_id);
+FinishReason Scheduler::set_token(Sequence& sequence, int64_t position, int32_t token_id) {
+  check(sequence.token_ids[position] == kPendingToken, "a token is drawn twice");
+  sequence.token_ids[position] = token_id;
   ++stats_.num_generation_tokens;
-  if (is_end(sequence, token_id)) return FinishReason::kStop;
-  const bool is_full = num_output_tokens(sequence) >= sequence.group->max_tokens;
-  return is_full ? FinishReason::kLength : FinishReason::kNone;
+  const int64_t num_output = position + 1 - sequence.group->num_prompt_tokens();
+  if (is_end(sequence, token_id, num_output)) return FinishReason::kStop;
+  return num_output >= sequence.group->max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
-// Whether the token just appended ends the sequence.
-bool Scheduler::is_end(const Sequence& sequence, int32_t token_id) const {
+// Whether `token_id`, as output token number `num_output`, ends the sequence.
+bool Scheduler::is_end(const Sequence& sequence, int32_t token_id, int64_t num_output) const {
   const SamplingParams& sampling = sequence.group->request.sampling;
-  if (num_output_tokens(sequence) <= sampling.min_tokens) return false;
+  if (num_output <= sampling.min_tokens) return false;
   const auto holds = [token_id](const std::vector<int32_t>& ids) {
     return std::ranges::find(ids, token_id) != ids.end();
   };
@@ -128,7 +151,6 @@ bool Scheduler::is_end(const Sequence& sequence, int32_t token_id) const {
 }
 
 void Scheduler::abort(uint64_t request_id, int32_t sequence_index) {
-  check(scheduled_.empty(), "abort in the middle of a step");
   const auto entry = groups_.find(request_id);
   if (entry == groups_.end()) return;
   for (Sequence& sequence : entry->second->sequences) {
@@ -139,7 +161,6 @@ void Scheduler::abort(uint64_t request_id, int32_t sequence_index) {
 }
 
 void Scheduler::finish_all(FinishReason reason, const char* error) {
-  scheduled_.clear();
   for (const auto& [id, group] : groups_) {
     for (Sequence& sequence : group->sequences) end(sequence, reason, error);
   }
@@ -203,7 +224,8 @@ void Scheduler::collect_finished() {
       stats_.num_waiting_tokens -= group->num_prompt_tokens();
     }
     finished_ids_.push_back(id);
-    groups_.erase(id);
+    auto entry = groups_.extract(id);
+    if (group->last_step > num_ended_steps_) lingering_.push_back(std::move(entry.mapped()));
   }
   retired_.clear();
 }

@@ -147,6 +147,7 @@ class ReferenceBackend : public Backend {
         const float* k = row + (params.num_q_heads + h) * params.head_dim;
         const float* v = k + params.num_kv_heads * params.head_dim;
         const int64_t slot = inputs.slot_mapping[t];
+        if (slot < 0) continue;
         std::copy(k, k + params.head_dim, store.at(params.layer, 0, slot, h));
         std::copy(v, v + params.head_dim, store.at(params.layer, 1, slot, h));
       }
