@@ -46,12 +46,15 @@ std::vector<int64_t> decode_batch_sizes(int64_t most) {
   return sizes;
 }
 
+// With graphs the largest step comes first, so that what they record is never replaced; else last,
+// so that progress shows soon.
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
                                         bool has_graphs) {
   const WarmUpShape chunk = full_chunk(config, plan);
   if (plan.max_model_len < config.block_size) return {chunk};
 
   std::vector<WarmUpShape> shapes;
+  if (has_graphs) shapes.push_back(chunk);
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
   if (has_graphs) {
@@ -66,7 +69,7 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
       std::min(kMixedPrefillTokens, config.max_num_batched_tokens - decodes);
   const int64_t prefill = prefill_length(tokens_left, plan.num_blocks - decodes, config, plan);
   if (decodes > 0 && prefill > 0) shapes.push_back({decodes, 1, prefill});
-  shapes.push_back(chunk);
+  if (!has_graphs) shapes.push_back(chunk);
   return shapes;
 }
 
