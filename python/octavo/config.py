@@ -69,9 +69,9 @@ class ServeConfig:
     )
     quantization: str = option(
         "auto: quantised weights of a GGUF file stay so on the CPU; none: they become --dtype; "
-        "int8, int4: other weights are quantised too, on the CPU",
+        "int8, int4 (CPU), fp8 (CUDA): plain weights are quantised as they are loaded",
         default=AUTO,
-        choices=(AUTO, "none", "int8", "int4"),
+        choices=(AUTO, "none", "int8", "int4", "fp8"),
     )
     max_model_len: int = option(
         "tokens of prompt and output together; auto: what model and memory allow",

@@ -90,8 +90,9 @@ def quantize_to(config: ServeConfig, device: str) -> str:
     """
     if config.quantization in (AUTO, "none"):
         return ""
-    if device != "cpu":
-        raise ConfigError(f"--quantization {config.quantization} needs --device cpu.")
+    if (device == "cpu") == (config.quantization == "fp8"):
+        needed = "cuda" if device == "cpu" else "cpu"
+        raise ConfigError(f"--quantization {config.quantization} needs --device {needed}.")
     return config.quantization
 
 
