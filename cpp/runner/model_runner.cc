@@ -138,6 +138,10 @@ void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
     backend_.launch_graph(graph->id);
     hidden = graph->hidden;
   }
+  if (batch.before_sampling) {
+    backend_.synchronize();  // gives the masks all the time that the device takes
+    batch.before_sampling();
+  }
   set_offsets(batch_.sample_rows(), result);
   sample(hidden, inputs.num_logits, result);
 }

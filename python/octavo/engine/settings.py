@@ -36,7 +36,7 @@ _SAME = (
 # gets a token meanwhile: bench/results/2026-11-22-startup.md.
 _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
-_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
 def engine_config(
@@ -79,7 +79,7 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
 
 
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
-    """Sampling parameters without what concerns only the text."""
+    """Sampling parameters without what the engine is told in other ways, or not at all."""
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     for name in _TEXT_ONLY:
         del fields[name]

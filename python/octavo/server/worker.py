@@ -133,7 +133,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish()
         for server in servers:
             server.stop(timeout=0)
-        self._assembly.client.close()
+        self._assembly.close()
 
     def _is_wanted(self) -> bool:
         return self.alive and not self._page.is_draining
