@@ -77,9 +77,10 @@ struct KVCacheSpec {
   int64_t num_blocks = 0;
   DType dtype = DType::kBFloat16;
 
-  // Bytes of one block over all layers, keys and values.
+  // Bytes of one block over all layers, keys and values; int8 has a float32 scale for each of them.
   int64_t block_bytes() const {
-    return 2 * num_layers * dtype_bytes(dtype, num_kv_heads * block_size * head_dim);
+    const int64_t vectors = 2 * num_layers * num_kv_heads * block_size;
+    return dtype_bytes(dtype, vectors * head_dim) + (dtype == DType::kInt8 ? vectors * 4 : 0);
   }
 };
 
