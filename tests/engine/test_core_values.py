@@ -152,7 +152,10 @@ def test_plain_weights_are_quantised_when_asked(asked: str, given: str) -> None:
     assert quantize_to(ServeConfig(quantization=asked), "cpu") == given
 
 
-def test_a_gpu_quantises_nothing_at_load() -> None:
+def test_a_gpu_quantises_to_fp8_only() -> None:
     assert quantize_to(ServeConfig(quantization="auto"), "cuda:0") == ""
+    assert quantize_to(ServeConfig(quantization="fp8"), "cuda:0") == "fp8"
     with pytest.raises(ConfigError, match="--quantization int8 needs --device cpu"):
         quantize_to(ServeConfig(quantization="int8"), "cuda:0")
+    with pytest.raises(ConfigError, match="--quantization fp8 needs --device cuda"):
+        quantize_to(ServeConfig(quantization="fp8"), "cpu")

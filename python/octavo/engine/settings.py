@@ -90,8 +90,8 @@ def quantize_to(config: ServeConfig, device: str) -> str:
     """
     if config.quantization in (AUTO, "none"):
         return ""
-    if (device == "cpu") == (config.quantization == "fp8"):
-        needed = "cuda" if device == "cpu" else "cpu"
+    needed = "cuda" if config.quantization == "fp8" else "cpu"
+    if not device.startswith(needed):
         raise ConfigError(f"--quantization {config.quantization} needs --device {needed}.")
     return config.quantization
 
