@@ -246,6 +246,7 @@ __global__ void __launch_bounds__(kThreads, 1) draw_kernel(SampleArrays arrays) 
   if (threadIdx.x == 0) {
     arrays.tokens[index] = {is_draw ? token : -1, token < 0 ? 1 : 0};
     if (is_draw && token >= 0 && params.counts != nullptr) ++params.counts[token];
+    if (params.drawn_id != nullptr) *params.drawn_id = max(token, 0);
   }
   if (token < 0 || params.raw_row < 0) return;
   __syncthreads();

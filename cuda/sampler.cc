@@ -58,6 +58,8 @@ void Sampler::pack_row(const SampleRow& row, int64_t vocab) {
   params.target_id = row.target_id;
   check(row.target_id < vocab, "log-probability of a token outside the logits");
   if (row.target_id < 0) {
+    check(sequence.slot >= 0 && sequence.slot < kMaxSlots, "sample: slot");
+    params.drawn_id = drawn_ids_.as<int32_t>() + sequence.slot;
     params.seed = sequence.seed;
     params.position = sequence.token_ids.size();
     const bool greedy = sampling.temperature < kGreedyTemperature;
@@ -129,16 +131,16 @@ void Sampler::pack_counts(const ScheduledSequence& sequence, int64_t vocab,
   if (std::ssize(slots_) <= sequence.slot) slots_.resize(sequence.slot + 1);
   SlotCounts& slot = slots_[sequence.slot];
   const bool is_current = !sequence.is_new_in_slot && num_tokens > sequence.num_prompt_tokens &&
-                          slot.sampling == &sampling && slot.seed == sequence.seed &&
+                          slot.seed == sequence.seed &&
                           slot.num_prompt_tokens == sequence.num_prompt_tokens &&
                           slot.num_counted == num_tokens && slot.vocab == vocab;
   if (!is_current) {
+    check(sequence.token_ids.back() != kPendingToken, "sample: a token to count is not known yet");
     if (slot.vocab != vocab) slot.counts = DeviceMemory(vocab * sizeof(int32_t));
     rebuilds_.push_back(
         {slot.counts.as<int32_t>(), std::ssize(lists_), num_tokens, sequence.num_prompt_tokens});
     lists_.insert(lists_.end(), sequence.token_ids.begin(), sequence.token_ids.end());
   }
-  slot.sampling = &sampling;
   slot.seed = sequence.seed;
   slot.num_prompt_tokens = sequence.num_prompt_tokens;
   slot.num_counted = num_tokens + 1;
@@ -149,21 +151,28 @@ void Sampler::pack_counts(const ScheduledSequence& sequence, int64_t vocab,
   params.frequency_penalty = sampling.frequency_penalty;
 }
 
-void Sampler::reserve(int64_t vocab) {
-  grow(host_input_, input_bytes());
+void Sampler::add_targets(std::span<const SampleRow> rows, Piece& piece) const {
+  piece.targets.clear();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    piece.targets.push_back(
+        {rows[i].batch_row, params_[i].first_entry, params_[i].num_entries, rows[i].target_id < 0});
+  }
+}
+
+void Sampler::reserve(int64_t vocab, Piece& piece) {
+  grow(piece.input, input_bytes());
+  grow(piece.output, output_bytes());
   grow(input_, input_bytes());
-  grow(host_output_, output_bytes());
-  grow(output_, output_bytes());
   const auto num_rows = static_cast<int64_t>(params_.size());
   grow(runs_, (num_rows + num_raw_rows_) * num_runs(static_cast<int>(vocab)) * sizeof(float2));
   grow(copies_, num_copies_ * vocab * sizeof(float));
 }
 
-void Sampler::launch(const DeviceContext& context, TensorView logits) {
+void Sampler::launch(const DeviceContext& context, TensorView logits, Piece& piece) {
   const size_t params_bytes = params_.size() * sizeof(SampleRowParams);
-  std::memcpy(host_input_.as(), params_.data(), params_bytes);
-  std::memcpy(host_input_.as() + params_bytes, lists_.data(), lists_.size() * sizeof(int32_t));
-  check_cuda(cudaMemcpyAsync(input_.data(), host_input_.as(), input_bytes(), cudaMemcpyHostToDevice,
+  std::memcpy(piece.input.as(), params_.data(), params_bytes);
+  std::memcpy(piece.input.as() + params_bytes, lists_.data(), lists_.size() * sizeof(int32_t));
+  check_cuda(cudaMemcpyAsync(input_.data(), piece.input.as(), input_bytes(), cudaMemcpyHostToDevice,
                              context.stream));
   SampleArrays arrays;
   arrays.logits = logits.as<float>();
@@ -176,7 +185,7 @@ void Sampler::launch(const DeviceContext& context, TensorView logits) {
   arrays.copies = copies_.as<float>();
   arrays.runs = runs_.as<float2>();
   arrays.raw_runs = arrays.runs + static_cast<int64_t>(arrays.num_rows) * num_runs(arrays.vocab);
-  arrays.tokens = output_.as<SampledToken>();
+  arrays.tokens = piece.output.as<SampledToken>();
   arrays.entries = reinterpret_cast<LogprobEntry*>(arrays.tokens + arrays.num_rows);
   for (const Rebuild& rebuild : rebuilds_) {
     count_history(
@@ -186,27 +195,30 @@ void Sampler::launch(const DeviceContext& context, TensorView logits) {
   }
   sample_statistics(arrays, context.stream);
   sample_draw(arrays, context.stream);
-  check_cuda(cudaMemcpyAsync(host_output_.as(), output_.data(), output_bytes(),
-                             cudaMemcpyDeviceToHost, context.stream));
-  check_cuda(cudaStreamSynchronize(context.stream));
 }
 
-void Sampler::unpack(std::span<const SampleRow> rows, StepResult& result) const {
-  const auto* tokens = host_output_.as<const SampledToken>();
-  const auto* entries = reinterpret_cast<const LogprobEntry*>(tokens + rows.size());
+void Sampler::unpack(const Piece& piece) {
+  const auto* tokens = piece.output.as<const SampledToken>();
+  const auto* entries = reinterpret_cast<const LogprobEntry*>(tokens + piece.targets.size());
   constexpr LogprobEntry kMissing{-1, std::numeric_limits<float>::quiet_NaN(), 0};
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const SampleRow& row = rows[i];
-    if (row.target_id < 0) result.token_ids[row.batch_row] = tokens[i].token_id;
-    if (tokens[i].is_invalid != 0) result.is_invalid[row.batch_row] = 1;
-    auto& out = row.target_id >= 0 ? result.prompt_logprobs : result.logprobs;
-    const LogprobEntry* first = entries + params_[i].first_entry;
+  StepResult& result = *piece.result;
+  for (size_t i = 0; i < piece.targets.size(); ++i) {
+    const Target& target = piece.targets[i];
+    if (target.is_draw) result.token_ids[target.batch_row] = tokens[i].token_id;
+    if (tokens[i].is_invalid != 0) result.is_invalid[target.batch_row] = 1;
+    auto& out = target.is_draw ? result.logprobs : result.prompt_logprobs;
+    const LogprobEntry* first = entries + target.first_entry;
     if (tokens[i].is_invalid != 0) {
-      out.insert(out.end(), params_[i].num_entries, kMissing);
+      out.insert(out.end(), target.num_entries, kMissing);
     } else {
-      out.insert(out.end(), first, first + params_[i].num_entries);
+      out.insert(out.end(), first, first + target.num_entries);
     }
   }
+}
+
+void Sampler::begin_step() {
+  check(num_ended_ - num_waited_ < kMaxStepsInFlight, "sample: too many steps in flight");
+  steps_[num_ended_ % kMaxStepsInFlight].num_pieces = 0;
 }
 
 void Sampler::sample(const DeviceContext& context, TensorView logits,
@@ -219,9 +231,26 @@ void Sampler::sample(const DeviceContext& context, TensorView logits,
   rebuilds_.clear();
   num_entries_ = num_raw_rows_ = num_copies_ = 0;
   for (const SampleRow& row : rows) pack_row(row, logits.cols());
-  reserve(logits.cols());
-  launch(context, logits);
-  unpack(rows, result);
+  Step& step = steps_[num_ended_ % kMaxStepsInFlight];
+  if (step.num_pieces == step.pieces.size()) step.pieces.emplace_back();
+  Piece& piece = step.pieces[step.num_pieces];
+  piece.result = &result;
+  add_targets(rows, piece);
+  reserve(logits.cols(), piece);
+  launch(context, logits, piece);
+  ++step.num_pieces;
+}
+
+void Sampler::end_step(const DeviceContext& context) {
+  steps_[num_ended_ % kMaxStepsInFlight].done.record(context.stream);
+  ++num_ended_;
+}
+
+void Sampler::wait_step() {
+  check(num_waited_ < num_ended_, "sample: no step is in flight");
+  const Step& step = steps_[num_waited_++ % kMaxStepsInFlight];
+  step.done.synchronize();
+  for (const Piece& piece : std::span(step.pieces).first(step.num_pieces)) unpack(piece);
 }
 
 }  // namespace octavo::cuda

@@ -21,6 +21,7 @@ struct SampleRowParams {
   uint64_t seed = 0;
   uint64_t position = 0;
   int32_t* counts = nullptr;         // [vocab], see kPromptFlag; null without penalties
+  int32_t* drawn_id = nullptr;       // the token goes there too; null for rows with a target
   float inverse_temperature = 0.0f;  // 0: greedy
   float top_p = 1.0f;
   float min_p = 0.0f;
@@ -59,9 +60,10 @@ struct SampleArrays {
   int num_raw_rows = 0;
   const SampleRowParams* rows = nullptr;  // [num_rows]
   const int32_t* lists = nullptr;
-  float* copies = nullptr;         // [rows that need one, vocab]
-  float2* runs = nullptr;          // [num_rows, num_runs]: maximum, sum of exponentials
-  float2* raw_runs = nullptr;      // [num_raw_rows, num_runs], at temperature 1
+  float* copies = nullptr;     // [rows that need one, vocab]
+  float2* runs = nullptr;      // [num_rows, num_runs]: maximum, sum of exponentials
+  float2* raw_runs = nullptr;  // [num_raw_rows, num_runs], at temperature 1
+  // Host memory that the device writes to: results cross as they are made.
   SampledToken* tokens = nullptr;  // [num_rows]
   LogprobEntry* entries = nullptr;
 };

@@ -28,7 +28,8 @@ struct BackendOptions {
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
   bool keep_quantized = false;            // CPU: GGUF types stay quantised, activations become int8
                                           // against them; else they become weight_dtype
-  std::string quantization;               // CPU: "int8" or "int4" quantises plain types at load
+  std::string quantization;               // quantises plain types at load; CPU: "int8" or "int4";
+                                          // CUDA: "fp8", projections only
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
 };
@@ -108,13 +109,41 @@ struct ForwardInputs {
   int64_t block_table_stride = 0;
   const int32_t* token_ids = nullptr;        // [num_tokens]
   const int32_t* positions = nullptr;        // [num_tokens]
-  const int64_t* slot_mapping = nullptr;     // [num_tokens]
+  const int64_t* slot_mapping = nullptr;     // [num_tokens]; -1: padding, not written to the cache
   const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
-  const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled
+  const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled; 0: padding
   const int32_t* block_tables = nullptr;     // [num_seqs, block_table_stride]
   const int32_t* logits_indices = nullptr;   // [num_logits], ascending rows of token_ids
   std::span<const int32_t> host_query_start_loc;
   std::span<const int32_t> host_seq_lens;
+};
+
+// A step as it crosses to the device, without what follows from it: positions and slots, padding,
+// tokens that only the device knows. Device pointers.
+struct PackedInputs {
+  int64_t num_seqs = 0;
+  int64_t num_padding_seqs = 0;  // more sequences behind them, of one token each that is none
+  int64_t max_query_len = 0;
+  int64_t num_logits = 0;
+  const int32_t* token_ids = nullptr;        // [num_tokens]; below 0: drawn last in slot -1 - id
+  const int32_t* query_start_loc = nullptr;  // [num_seqs + 1]
+  const int32_t* seq_lens = nullptr;         // [num_seqs]
+  const int32_t* block_table_loc = nullptr;  // [num_seqs + 1], where each table begins
+  const int32_t* packed_tables = nullptr;    // block ids, one table behind the other
+  const int32_t* logits_indices = nullptr;   // [num_logits]
+};
+
+// The arrays of ForwardInputs, to be written. Sized for every step: their addresses do not change.
+struct ForwardArrays {
+  int64_t block_size = 0;
+  int64_t block_table_stride = 0;
+  int32_t* token_ids = nullptr;
+  int32_t* positions = nullptr;
+  int64_t* slot_mapping = nullptr;
+  int32_t* query_start_loc = nullptr;
+  int32_t* seq_lens = nullptr;
+  int32_t* block_tables = nullptr;
+  int32_t* logits_indices = nullptr;
 };
 
 struct AttentionParams {
@@ -126,6 +155,41 @@ struct AttentionParams {
   float logit_soft_cap = 0.0f;  // 0 = none; s = cap * tanh(s / cap)
   int64_t sliding_window = 0;   // 0 = none; else keys in (position - window, position]
 };
+
+// Norms of runs of q and of k: head_dim elements for a norm of every head, all of q (of k) for a
+// norm over the heads together. The weights are float32 [q_run] and [k_run].
+struct QkNorm {
+  const float* q_weight = nullptr;
+  const float* k_weight = nullptr;
+  int64_t q_run = 0;
+  int64_t k_run = 0;
+  float eps = 0.0f;
+};
+
+inline constexpr int64_t kMaxExperts = 512;
+
+// A mixture of experts. The rows of gate_up [num_experts * 2 I, hidden] are those of expert 0, gate
+// first, then those of expert 1; likewise down [num_experts * hidden, I]. Neither has a bias.
+struct ExpertBank {
+  const LinearWeight& gate_up;
+  const LinearWeight& down;
+  int64_t num_experts = 0;
+  int64_t experts_per_token = 0;
+  bool renormalize = false;  // the weights of the chosen experts add up to 1
+};
+
+// Scratch of Backend::experts for P = T * experts_per_token pairs of token and expert.
+struct ExpertScratch {
+  TensorView plan;     // int32 [1, expert_plan_size(P, num_experts)]
+  TensorView gate_up;  // [P, 2 I]
+  TensorView gated;    // [P, I]
+  TensorView out;      // [P, hidden]
+};
+
+// Expert, weight (float32), sorted row and token of each pair; first sorted row of each expert.
+constexpr int64_t expert_plan_size(int64_t num_pairs, int64_t num_experts) {
+  return 4 * num_pairs + num_experts + 1;
+}
 
 // One row of logits to sample from; `sequence` points into the step's ScheduledBatch.
 struct SampleRow {
@@ -152,6 +216,12 @@ class Backend {
   // keep quantised blocks as they are, each row range in its own type.
   virtual std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
                                                       bool has_bias) = 0;
+  // The same for a projection inside a layer, which may be quantised where embeddings, routers,
+  // experts and the head are not.
+  virtual std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
+                                                          bool has_bias) {
+    return create_linear(out_features, in_features, has_bias);
+  }
   // Fills rows [row_begin, row_begin + view.rows). Safe to call from several threads on disjoint
   // rows. `view` is only read during the call. Requires: view.cols == in_features.
   virtual void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) = 0;
@@ -177,6 +247,13 @@ class Backend {
   virtual void add(TensorView residual, TensorView delta) = 0;
   // out = x W^T + b. x [T, in], out [T, out] of activation_dtype(), or float32 for logits.
   virtual void linear(const LinearWeight& weight, TensorView x, TensorView out) = 0;
+  // out = silu(gate) * up with gate | up = x W^T + b, gate first. x [T, in], out [T, intermediate];
+  // gate_up [T, 2 * intermediate] is scratch.
+  virtual void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                            TensorView out) {
+    linear(weight, x, gate_up);
+    silu_mul(gate_up, out);
+  }
   // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
   // and v of layer params.layer to slot_mapping.
   virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
@@ -186,8 +263,36 @@ class Backend {
                          const KVCache& cache, TensorView out) = 0;
   // out = silu(gate) * up with gate_up [T, 2 * intermediate], gate first.
   virtual void silu_mul(TensorView gate_up, TensorView out) = 0;
+  // out = gelu(gate) * up in the tanh approximation, likewise.
+  virtual void gelu_tanh_mul(TensorView gate_up, TensorView out) = 0;
+  // x *= factor.
+  virtual void scale(TensorView x, float factor) = 0;
+  // x = cap * tanh(x / cap). x float32, contiguous.
+  virtual void soft_cap(TensorView x, float cap) = 0;
+  // Normalises q and k inside qkv, before they rotate.
+  virtual void qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) = 0;
+  // out[t] = sum of weight * down(silu(gate(x[t])) * up(x[t])) over the experts_per_token experts
+  // with the greatest router_logits[t] (of equal ones the first), weighted by the softmax over all
+  // of them. router_logits float32 [T, num_experts]; x, out [T, hidden].
+  virtual void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+                       const ExpertScratch& scratch, TensorView out) = 0;
   // out[i] = x[indices[i]]. out [num_logits, hidden].
   virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
+
+  // Steps. Between begin_step() and end_step() a step is issued; wait_step() returns when the
+  // oldest that ended and was not waited for has run. A step that was begun and not ended is
+  // forgotten by the next begin_step(). At most max_steps_in_flight() steps may await their
+  // wait_step().
+  virtual int32_t max_steps_in_flight() const { return 1; }
+  virtual void begin_step() {}
+  virtual void end_step() {}
+  virtual void wait_step() { synchronize(); }
+
+  // Writes the arrays of a step: positions count up to each sequence's length, padding gets token
+  // 0, position 0, slot -1, length 0 and a row of logits. The default is for backends whose device
+  // memory is the host's and which have one step in flight.
+  // Requires: padding only where every sequence has one token and one row of logits.
+  virtual void unpack_inputs(const PackedInputs& packed, const ForwardArrays& arrays);
 
   // Samples each row of logits (float32 [rows.size(), vocab], overwritten). Rows that draw set
   // result.token_ids[row.batch_row] and append 1 + sampling->logprobs entries to result.logprobs;
@@ -195,7 +300,8 @@ class Backend {
   // that parameter is negative. Entries come in row order, so the caller knows the offsets from the
   // parameters alone. Rank counts equal logits by id. A row that holds a NaN or an infinite
   // maximum, or whose rules leave no token, sets result.is_invalid[row.batch_row] and appends its
-  // entries all the same, with id -1.
+  // entries all the same, with id -1. What is drawn is also kept by slot, for unpack_inputs().
+  // With more than one step in flight `result` is written by wait_step(), and must live that long.
   // Requires: rows ascend by batch_row, targets before the draw; result.token_ids and is_invalid
   // hold an element for each sequence; the wanted numbers of log-probs are at most vocab.
   virtual void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) = 0;
@@ -204,8 +310,8 @@ class Backend {
   // returns an id; launch_graph() runs them as one, reading the same addresses again. Recorded
   // operations may depend on the contents of device arrays but not on the host copies in
   // ForwardInputs, so only steps of the same num_tokens, num_seqs and num_logits whose sequences
-  // have one query each can share a graph. Requires: supports_graphs(); `work` has run once
-  // outside a capture; it neither copies nor samples.
+  // have one query each can share a graph; fewer sequences are padded. Requires: supports_graphs();
+  // `work` has run once outside a capture; it neither copies nor samples.
   virtual bool supports_graphs() const { return false; }
   virtual int32_t capture_graph(const std::function<void()>& /*work*/) {
     check(false, "this backend has no graphs");

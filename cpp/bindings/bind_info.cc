@@ -66,6 +66,8 @@ py::dict stats_dict(const EngineStats& s) {
   set("num_prefix_query_tokens", s.num_prefix_query_tokens);
   set("num_prefix_hit_tokens", s.num_prefix_hit_tokens);
   set("num_preemptions", s.num_preemptions);
+  set("num_deferred", s.num_deferred);
+  set("num_self_checks", s.num_self_checks);
   set("num_finished_stop", s.num_finished[static_cast<int>(FinishReason::kStop)]);
   set("num_finished_length", s.num_finished[static_cast<int>(FinishReason::kLength)]);
   set("num_finished_abort", s.num_finished[static_cast<int>(FinishReason::kAbort)]);
@@ -75,6 +77,7 @@ py::dict stats_dict(const EngineStats& s) {
   set("weight_bytes", s.weight_bytes);
   set("step_seconds", s.step_seconds);
   set("device_seconds", s.device_seconds);
+  set("wait_seconds", s.wait_seconds);
   set("heartbeat_ns", s.heartbeat_ns);
   set("is_healthy", s.is_healthy);
   return result;

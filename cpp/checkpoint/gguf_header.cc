@@ -170,7 +170,7 @@ GgufArray HeaderReader::read_array(int depth) {
   if (type == 9) {
     const int64_t size = cursor_.read_count(kMinArrayBytes);
     std::vector<GgufValue> values;
-    for (int64_t i = 0; i < size; ++i) values.push_back(read_value(type, depth));
+    while (std::ssize(values) < size) values.push_back(read_value(type, depth));
     return values;
   }
   return visit_scalar(type, [this]<typename T>(T) -> GgufArray {
@@ -272,6 +272,7 @@ void HeaderReader::place_tensors(GgufHeader& header) {
   }
 
   std::vector<const GgufTensor*> order;
+  order.reserve(header.tensors.size());
   for (const GgufTensor& tensor : header.tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(),
             [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });

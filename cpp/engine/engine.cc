@@ -23,7 +23,7 @@ constexpr const char* kLostReason = "The engine failed and has to be started aga
 constexpr const char* kStepError = "The engine failed while it served this request.";
 
 SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_size,
-                                   int64_t num_blocks) {
+                                   int64_t num_blocks, const StepRunner& runner) {
   SchedulerOptions options;
   options.blocks.num_blocks = num_blocks;
   options.blocks.block_size = config.block_size;
@@ -37,6 +37,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_siz
   options.policy = config.scheduling_policy;
   options.seed = config.seed;
   options.eos_token_ids = config.eos_token_ids;
+  options.max_steps_in_flight = runner.max_steps_in_flight();
   return options;
 }
 
@@ -82,7 +83,9 @@ Engine::Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_block
       vocab_size_(vocab_size),
       runner_(std::move(runner)),
       queue_(config_.max_num_queued_reqs, config_.max_num_queued_tokens),
-      scheduler_(scheduler_options(config_, vocab_size, num_blocks), outbox_) {
+      masks_(vocab_size, outbox_),
+      scheduler_(scheduler_options(config_, vocab_size, num_blocks, *runner_), masks_),
+      batches_(runner_->max_steps_in_flight()) {
   publish_stats(scheduler_.stats());
 }
 
@@ -96,15 +99,29 @@ void Engine::start() {
 
 void Engine::submit(Request request) {
   validate_request(request, {vocab_size_, max_model_len(), config_.eos_token_ids});
+  request.arrival_ns = nanoseconds(Clock::now());
   queue_.submit(std::move(request));
 }
 
-void Engine::abort(uint64_t request_id) { queue_.abort(request_id); }
+void Engine::abort(uint64_t request_id, int32_t sequence_index) {
+  queue_.abort(request_id, sequence_index);
+}
 
 void Engine::reset_prefix_cache() { queue_.reset_prefix_cache(); }
 
+void Engine::self_check() { queue_.self_check(); }
+
 bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout) {
   return outbox_.take(batches, timeout);
+}
+
+bool Engine::take_mask_work(std::vector<MaskWork>& work, std::chrono::nanoseconds timeout) {
+  return masks_.take_work(work, timeout);
+}
+
+void Engine::set_token_masks(std::span<const SequenceKey> sequences,
+                             std::span<const uint32_t> masks) {
+  masks_.set(sequences, masks);
 }
 
 int Engine::output_fd() const { return outbox_.fd(); }
@@ -163,17 +180,20 @@ bool Engine::step() {
   return false;
 }
 
+// Overlapped, a step is launched while the one before it computes, whose tokens are read after
+// that: the device goes from one to the next without a pause.
 bool Engine::step_once() {
   const Clock::time_point begin = Clock::now();
   beat();
+  if (is_healthy() && scheduler_.needs_results()) end_step();
+  masks_.publish();  // the masks are to be ready when the step that follows samples
   drain();
-  scheduler_.schedule(batch_);
-  const bool has_work = !batch_.sequences.empty();
-  if (has_work) {
-    run_and_update();
-    ++step_stats_.num_steps;
-    step_stats_.step_seconds += seconds_since(begin);
-  }
+  const int64_t num_ended = step_stats_.num_steps;
+  const bool is_launched = launch_step(nanoseconds(begin));
+  const int64_t num_left = is_launched ? std::ssize(batches_) - 1 : 0;
+  if (is_healthy() && scheduler_.num_steps_in_flight() > num_left) end_step();
+  const bool has_work = is_launched || step_stats_.num_steps > num_ended;
+  if (has_work) step_stats_.step_seconds += seconds_since(begin);
   publish();
   return has_work;
 }
@@ -186,36 +206,80 @@ void Engine::drain() {
         scheduler_.add(std::move(*command.request));
         break;
       case Command::Kind::kAbort:
-        scheduler_.abort(command.request_id);
+        scheduler_.abort(command.request_id, command.sequence_index);
         break;
       case Command::Kind::kResetPrefixCache:
         scheduler_.reset_prefix_cache();
+        break;
+      case Command::Kind::kSelfCheck:
+        scheduler_.self_check();
+        ++step_stats_.num_self_checks;
         break;
     }
   }
   commands_.clear();
 }
 
-void Engine::run_and_update() {
+// Runs `work`, which may throw what a device or a backend throws. False if it did and the device is
+// still there: then `cause` says why. A lost device ends everything.
+template <typename Work>
+bool Engine::try_on_device(Work&& work, std::string& cause) {
   const Clock::time_point begin = Clock::now();
   try {
-    runner_->run(batch_, result_);
-    check_step_result(batch_, result_);
+    work();
+    step_stats_.device_seconds += seconds_since(begin);
+    return true;
   } catch (const DeviceError& error) {
-    if (error.sticky) return lose_device(error.what());
-    return fail_step(error.what());
+    cause = error.what();
+    if (error.sticky) lose_device(cause);
   } catch (const std::exception& error) {
-    return fail_step(error.what());
+    cause = error.what();
   } catch (...) {
-    return fail_step("unknown exception");
+    cause = "unknown exception";
   }
-  step_stats_.device_seconds += seconds_since(begin);
-  scheduler_.update(batch_, result_);
+  return false;
+}
+
+// False if there was nothing to launch. A step that cannot be launched fails behind those in
+// flight.
+bool Engine::launch_step(int64_t now_ns) {
+  ScheduledBatch& batch = batches_[scheduler_.num_steps_in_flight()];
+  scheduler_.schedule(batch, now_ns);
+  if (batch.sequences.empty()) return false;
+  const auto has_grammar = [](const ScheduledSequence& row) { return !row.token_bitmask.empty(); };
+  if (std::ranges::any_of(batch.sequences, has_grammar)) {
+    batch.before_sampling = [this, &batch] { masks_.fill(batch); };
+  }
+  std::string cause;
+  if (try_on_device([&] { runner_->launch(batch); }, cause)) return true;
+  while (is_healthy() && scheduler_.num_steps_in_flight() > 1) end_step();
+  if (is_healthy()) fail_step(cause);
+  return true;
+}
+
+// Waits for the oldest step in flight and takes in its tokens.
+void Engine::end_step() {
+  std::string cause;
+  const ScheduledBatch& batch = batches_.front();
+  const auto wait = [&] {
+    const Clock::time_point begin = Clock::now();
+    runner_->wait(result_);
+    step_stats_.wait_seconds += seconds_since(begin);
+    check_step_result(batch, result_);
+  };
+  if (try_on_device(wait, cause)) {
+    scheduler_.update(batch, result_);
+    ++step_stats_.num_steps;
+  } else if (is_healthy()) {
+    fail_step(cause);
+  }
+  std::ranges::rotate(batches_, batches_.begin() + 1);
 }
 
 void Engine::fail_step(const std::string& cause) {
   note_error(cause);
   scheduler_.fail(kStepError);
+  ++step_stats_.num_steps;
 }
 
 void Engine::lose_device(const std::string& cause) {
@@ -233,6 +297,7 @@ void Engine::note_error(const std::string& cause) {
 // The inbox learns which ids are free, and the gauges move, before the last record of a request can
 // be seen: whoever takes it may submit the id again and finds the blocks given back.
 void Engine::publish() {
+  masks_.publish();  // before all else: the masks are to be ready when the next step samples
   const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);
@@ -254,6 +319,7 @@ void Engine::publish_stats(const SchedulerStats& stats) {
   step_stats_.num_prefix_query_tokens = stats.num_prefix_query_tokens;
   step_stats_.num_prefix_hit_tokens = stats.num_prefix_hit_tokens;
   step_stats_.num_preemptions = stats.num_preemptions;
+  step_stats_.num_deferred = masks_.num_deferred();
   std::ranges::copy(stats.num_finished, step_stats_.num_finished);
   step_stats_.max_model_len = max_model_len();
   const std::lock_guard lock(mutex_);
@@ -271,6 +337,7 @@ void Engine::finish() {
     is_healthy_.store(false, std::memory_order_release);
     note_error(error.what());
   }
+  masks_.close();
   outbox_.close();
 }
 

@@ -1,5 +1,6 @@
 // The engine: one thread that turns submitted requests into output records by the five-verb step
-// drain -> schedule -> run -> update -> publish. See cpp/README.md for threads and ownership.
+// drain -> schedule -> run -> update -> publish. Where the runner lets steps overlap, run launches
+// the step and then waits for the one before it. See cpp/README.md for threads and ownership.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,7 @@
 
 #include "engine/outbox.h"
 #include "engine/request_queue.h"
+#include "engine/token_masks.h"
 #include "engine/types.h"
 #include "runner/step_runner.h"
 #include "sched/scheduler.h"
@@ -26,7 +28,8 @@ namespace octavo {
 class Engine {
  public:
   // The runner is loaded, warmed up and bound to a KV cache of `num_blocks` blocks.
-  // Requires: config.max_model_len > 0. Throws: ConfigError.
+  // Its max_steps_in_flight() does not change. Requires: config.max_model_len > 0.
+  // Throws: ConfigError.
   Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_blocks,
          std::unique_ptr<StepRunner> runner);
   ~Engine();  // shutdown()
@@ -41,18 +44,28 @@ class Engine {
   // engine has shut down or its device is lost.
   void submit(Request request);
 
-  // Ends a request; its sequences that still live finish with kAbort. Unknown or finished ids are
-  // ignored, so that a late abort is harmless.
-  void abort(uint64_t request_id);
+  // Ends a request, or one of its sequences; those that still live finish with kAbort. Unknown or
+  // finished ones are ignored, so that a late abort is harmless.
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
 
   // Forgets every cached block that nobody holds, and the content of held ones for later requests.
   // Takes effect at the next step.
   void reset_prefix_cache();
 
+  // Checks every count, slot and reference of scheduler and KV cache before the next step, and
+  // counts it in EngineStats::num_self_checks. An inconsistent engine loses its device. Takes time
+  // that grows with the number of blocks: for operators and tests.
+  void self_check();
+
   // Waits until outputs are there and swaps them into `batches`, one OutputBatch a connection. Pass
   // the same vector each time: its buffers are reused. Empty after the time-out. False, with
   // `batches` empty, once the engine has shut down and every output was taken.
   bool take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout);
+
+  // For one grammar thread: see TokenMasks. A request with a token_mask is served only while
+  // somebody takes this work.
+  bool take_mask_work(std::vector<MaskWork>& work, std::chrono::nanoseconds timeout);
+  void set_token_masks(std::span<const SequenceKey> sequences, std::span<const uint32_t> masks);
 
   // An eventfd, owned by the engine, that is readable while outputs wait and for good after
   // shutdown. take_outputs() clears it: callers only poll it.
@@ -80,14 +93,18 @@ class Engine {
   // Aborts what waits and runs, publishes the last records and joins the thread. Idempotent.
   void shutdown();
 
-  // One step on the calling thread; false if there was nothing to run. For tests and tools.
+  // One step on the calling thread; false if there was nothing to launch and nothing in flight. For
+  // tests and tools.
   bool step();
 
  private:
   void run_thread();
   bool step_once();
   void drain();
-  void run_and_update();
+  bool launch_step(int64_t now_ns);
+  void end_step();
+  template <typename Work>
+  bool try_on_device(Work&& work, std::string& cause);
   void fail_step(const std::string& cause);
   void lose_device(const std::string& cause);
   void note_error(const std::string& cause);
@@ -103,10 +120,12 @@ class Engine {
   RequestQueue queue_;
   Outbox outbox_;
 
+  TokenMasks masks_;
+
   // Touched by the engine thread only.
   Scheduler scheduler_;
   std::vector<Command> commands_;
-  ScheduledBatch batch_;
+  std::vector<ScheduledBatch> batches_;  // [max_steps_in_flight], of those in flight, oldest first
   StepResult result_;
   std::vector<uint64_t> finished_ids_;
   EngineStats step_stats_;

@@ -21,11 +21,12 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache };
+  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
-  std::unique_ptr<Request> request;  // with kSubmit
+  int32_t sequence_index = kEverySequence;  // with kAbort
+  std::unique_ptr<Request> request;         // with kSubmit
 };
 
 // Many producers, one consumer. Bounded: the limits count requests that were never admitted,
@@ -38,8 +39,9 @@ class RequestQueue {
   // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
   // NotReadyError after close().
   void submit(Request request);
-  void abort(uint64_t request_id);
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
+  void self_check();
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/dequantize.h"
 #include "base/errors.h"
 #include "base/philox.h"
 
@@ -42,6 +43,12 @@ void check_view(const WeightSpec& spec, const WeightView& view) {
   }
 }
 
+// Whether `name` is a projection of attention or of a dense MLP: what quantisation at load applies
+// to. Embeddings, the head, routers and experts are none.
+bool is_projection(std::string_view name) {
+  return name.ends_with("_proj") && name.find("experts") == std::string_view::npos;
+}
+
 uint16_t bfloat16_bits(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -68,7 +75,7 @@ LinearId Weights::declare_linear(std::span<const Projection> parts, int64_t in_f
     if (has_bias) add_spec({part.name + ".bias", 1, rows, WeightKind::kBias, target, row});
     row += rows;
   }
-  linears_.push_back({row, in_features, has_bias, nullptr});
+  linears_.push_back({row, in_features, has_bias, is_projection(parts.front().name), nullptr});
   return {target};
 }
 
@@ -76,9 +83,9 @@ LinearId Weights::declare_linear(const Projection& projection, int64_t in_featur
   return declare_linear(std::span(&projection, 1), in_features, has_bias);
 }
 
-VectorId Weights::declare_vector(std::string name, int64_t size) {
+VectorId Weights::declare_vector(std::string name, int64_t size, double offset) {
   const auto target = static_cast<int32_t>(vector_offsets_.size());
-  add_spec({std::move(name), 1, size, WeightKind::kVector, target, 0});
+  add_spec({std::move(name), 1, size, WeightKind::kVector, target, 0, static_cast<float>(offset)});
   vector_offsets_.push_back(vector_floats_);
   vector_floats_ +=
       (size + kVectorAlignmentFloats - 1) / kVectorAlignmentFloats * kVectorAlignmentFloats;
@@ -106,7 +113,9 @@ void Weights::allocate() {
   check(is_loaded_ == nullptr, "weights are allocated once");
   for (Linear& linear : linears_) {
     linear.weight =
-        backend_.create_linear(linear.out_features, linear.in_features, linear.has_bias);
+        linear.is_projection
+            ? backend_.create_projection(linear.out_features, linear.in_features, linear.has_bias)
+            : backend_.create_linear(linear.out_features, linear.in_features, linear.has_bias);
   }
   vectors_ = backend_.allocate(vector_floats_ * static_cast<int64_t>(sizeof(float)));
   is_loaded_ = std::make_unique<std::atomic<bool>[]>(specs_.size());
@@ -138,10 +147,21 @@ void Weights::place(const WeightSpec& spec, const WeightView& view) {
       backend_.load_bias(*linears_[spec.target].weight, spec.row_begin, view);
       break;
     case WeightKind::kVector:
-      backend_.load_vector(static_cast<float*>(vectors_->data()) + vector_offsets_[spec.target],
-                           view);
+      place_vector(spec, view);
       break;
   }
+}
+
+void Weights::place_vector(const WeightSpec& spec, const WeightView& view) {
+  float* target = static_cast<float*>(vectors_->data()) + vector_offsets_[spec.target];
+  if (spec.offset == 0.0f) {
+    backend_.load_vector(target, view);
+    return;
+  }
+  std::vector<float> values(view.cols);
+  dequantize(view.dtype, view.data, view.cols, values.data());
+  for (float& value : values) value += spec.offset;
+  backend_.load_vector(target, {values.data(), DType::kFloat32, 1, view.cols});
 }
 
 void Weights::load_dummy(uint64_t seed) {

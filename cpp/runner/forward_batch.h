@@ -1,4 +1,5 @@
-// The flat arrays of one step, staged in one host buffer and copied to the device at once.
+// The flat arrays of one step. They cross to the device packed, in one copy, and are unpacked there
+// to addresses that stay the same from step to step, so that a captured graph finds them.
 #pragma once
 
 #include <cstdint>
@@ -27,41 +28,46 @@ class ForwardBatch {
   // Throws: OutOfMemoryError.
   ForwardBatch(Backend& backend, const BatchLimits& limits);
 
-  // Bytes of the device buffer.
+  // Bytes of the device buffers.
   static int64_t size_bytes(const BatchLimits& limits);
 
-  // Flattens `batch` and starts its copy. The pointers and spans stay valid until the next call.
-  // Allocates nothing. Requires: the batch is within the limits; block tables cover the positions.
-  const ForwardInputs& build(const ScheduledBatch& batch);
+  // Flattens `batch`, with `num_padding_seqs` sequences of one token behind it that are none, and
+  // starts its way to the device. The pointers are the same at each call; the spans stay valid
+  // until the next. Allocates nothing. Requires: the batch is within the limits; block tables cover
+  // the positions; padding only behind sequences that each compute one token and sample.
+  const ForwardInputs& build(const ScheduledBatch& batch, int64_t num_padding_seqs = 0);
 
-  // One row for each of logits_indices, pointing into the batch that was built. A sequence's prompt
-  // rows stand before the row it draws from.
+  // One row for each of logits_indices but those of padding, pointing into the batch that was
+  // built. A sequence's prompt rows stand before the row it draws from.
   std::span<const SampleRow> sample_rows() const { return sample_rows_; }
 
  private:
-  // Host addresses of the arrays inside the staging buffer; see ForwardInputs.
-  struct Arrays {
-    int64_t* slot_mapping;
+  // Host addresses inside the staging buffer; see PackedInputs.
+  struct Packed {
     int32_t* token_ids;
-    int32_t* positions;
     int32_t* query_start_loc;
     int32_t* seq_lens;
+    int32_t* block_table_loc;
     int32_t* logits_indices;
-    int32_t* block_tables;
-    int64_t size_bytes;
+    int32_t* tables;
   };
 
-  Arrays lay_out(const ScheduledBatch& batch, int64_t block_table_stride) const;
-  void add_sequence(const ScheduledBatch& batch, int32_t row, const Arrays& arrays);
-  void add_sample_rows(const ScheduledSequence& sequence, int32_t row, const Arrays& arrays);
-  void point_inputs_at(const Arrays& arrays);
+  Packed lay_out(int64_t num_tokens, int64_t num_seqs) const;
+  void add_sequence(const ScheduledBatch& batch, int32_t row, const Packed& packed);
+  void add_sample_rows(const ScheduledSequence& sequence, int32_t row, const Packed& packed);
+  void add_padding(int64_t num_padding_seqs, const Packed& packed);
+  void send(const Packed& packed, int64_t num_padding_seqs);
+  void point_at_arrays();
 
   Backend& backend_;
   const BatchLimits limits_;
   AlignedBuffer host_;
-  std::unique_ptr<DeviceBuffer> device_;
+  std::unique_ptr<DeviceBuffer> packed_;
+  std::unique_ptr<DeviceBuffer> unpacked_;
   std::vector<SampleRow> sample_rows_;
+  ForwardArrays arrays_;
   ForwardInputs inputs_;
+  int64_t num_table_entries_ = 0;
 };
 
 }  // namespace octavo

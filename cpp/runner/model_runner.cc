@@ -1,11 +1,11 @@
 #include "runner/model_runner.h"
 
 #include <algorithm>
-#include <cmath>
+#include <exception>
+#include <utility>
 #include <vector>
 
 #include "base/errors.h"
-#include "runner/warm_up.h"
 
 namespace octavo {
 namespace {
@@ -33,8 +33,8 @@ TensorView rows_of(TensorView view, int64_t begin, int64_t count) {
 // Entries that one row brings; see StepResult.
 int32_t entries_per_row(int32_t num_logprobs) { return num_logprobs < 0 ? 0 : 1 + num_logprobs; }
 
-// The sampler appended entries in row order; these say which of them belong to which sequence.
-void finish_offsets(std::span<const SampleRow> rows, StepResult& result) {
+// The sampler appends entries in row order; these say which of them belong to which sequence.
+void set_offsets(std::span<const SampleRow> rows, StepResult& result) {
   const size_t num_sequences = result.token_ids.size();
   result.logprob_offsets.assign(num_sequences + 1, 0);
   result.prompt_logprob_offsets.assign(num_sequences + 1, 0);
@@ -50,9 +50,12 @@ void finish_offsets(std::span<const SampleRow> rows, StepResult& result) {
     result.logprob_offsets[i + 1] += result.logprob_offsets[i];
     result.prompt_logprob_offsets[i + 1] += result.prompt_logprob_offsets[i];
   }
-  check(result.logprob_offsets.back() == std::ssize(result.logprobs) &&
-            result.prompt_logprob_offsets.back() == std::ssize(result.prompt_logprobs),
-        "the sampler appended another number of log-probabilities than was asked for");
+}
+
+// Whether the graphs of decode steps can run `batch`: each sequence computes one token and samples.
+bool is_decode(const ScheduledBatch& batch) {
+  return batch.num_tokens == std::ssize(batch.sequences) &&
+         std::ranges::all_of(batch.sequences, &ScheduledSequence::samples);
 }
 
 }  // namespace
@@ -67,41 +70,123 @@ ModelRunner::ModelRunner(Backend& backend, Model& model, const RunnerConfig& con
       cache_(backend.create_kv_cache(cache_spec(model, config, plan))),
       workspace_(backend.allocate(model.workspace_bytes(config.max_num_batched_tokens))),
       logits_(backend.allocate(max_logits_rows(config) * model.config().vocab_size *
-                               static_cast<int64_t>(sizeof(float)))) {
+                               static_cast<int64_t>(sizeof(float)))),
+      results_(backend.max_steps_in_flight()) {
   model_.prepare(plan.max_model_len);
 }
 
-void ModelRunner::run(const ScheduledBatch& batch, StepResult& result) {
+// Nothing may still write to what is about to be freed.
+ModelRunner::~ModelRunner() {
+  try {
+    backend_.synchronize();
+  } catch (const std::exception&) {  // the device is lost: nothing writes any more
+  }
+}
+
+void ModelRunner::launch(const ScheduledBatch& batch) {
+  check(num_launched_ - num_waited_ < std::ssize(results_), "too many steps are in flight");
+  StepResult& result = results_[num_launched_ % std::ssize(results_)];
   clear_rows(batch.sequences.size(), result);
+  backend_.begin_step();
   compute(batch, result);
-  backend_.synchronize();
-  finish_offsets(batch_.sample_rows(), result);
+  backend_.end_step();
+  ++num_launched_;
+}
+
+void ModelRunner::wait(StepResult& result) {
+  check(num_waited_ < num_launched_, "no step is in flight");
+  StepResult& finished = results_[num_waited_ % std::ssize(results_)];
+  ++num_waited_;
+  backend_.wait_step();
+  check(finished.logprob_offsets.back() == std::ssize(finished.logprobs) &&
+            finished.prompt_logprob_offsets.back() == std::ssize(finished.prompt_logprobs),
+        "the sampler appended another number of log-probabilities than was asked for");
+  std::swap(result, finished);
+}
+
+TensorView ModelRunner::logits(int64_t num_rows) const {
+  return TensorView::matrix(logits_->data(), DType::kFloat32, num_rows, model_.config().vocab_size);
+}
+
+// The least graph that has room for the batch. Its sequences must also fit the step's limits.
+const ModelRunner::DecodeGraph* ModelRunner::find_graph(const ScheduledBatch& batch) const {
+  if (graphs_.empty() || !is_decode(batch)) return nullptr;
+  const auto found =
+      std::ranges::lower_bound(graphs_, batch.num_tokens, {}, &DecodeGraph::num_seqs);
+  return found == graphs_.end() ? nullptr : &*found;
+}
+
+// The sampler is not part of the graph: its rows differ from step to step, and on the device its
+// two kernels follow the graph without a gap, since they are launched long before it ends.
+TensorView ModelRunner::forward(const ForwardInputs& inputs) {
+  const TensorView hidden = model_.forward(inputs, *cache_, workspace_);
+  if (inputs.num_logits > 0 && inputs.num_logits <= max_logits_rows(config_)) {
+    model_.compute_logits(hidden, logits(inputs.num_logits));
+  }
+  return hidden;
+}
+
+void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
+  const DecodeGraph* graph = find_graph(batch);
+  const int64_t num_padding_seqs = graph == nullptr ? 0 : graph->num_seqs - batch.num_tokens;
+  const ForwardInputs& inputs = batch_.build(batch, num_padding_seqs);
+  TensorView hidden;
+  if (graph == nullptr) {
+    hidden = forward(inputs);
+  } else {
+    backend_.launch_graph(graph->id);
+    hidden = graph->hidden;
+  }
+  if (batch.before_sampling) {
+    backend_.synchronize();  // gives the masks all the time that the device takes
+    batch.before_sampling();
+  }
+  set_offsets(batch_.sample_rows(), result);
+  sample(hidden, inputs.num_logits, result);
 }
 
 // The head and the sampler go over the rows in pieces: with prompt log-probabilities every token of
-// a chunk has a row, and all their logits at once would take gigabytes.
-void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
-  const ForwardInputs& inputs = batch_.build(batch);
-  const TensorView hidden = model_.forward(inputs, *cache_, workspace_);
+// a chunk has a row, and all their logits at once would take gigabytes. A single piece has its
+// logits already.
+void ModelRunner::sample(TensorView hidden, int64_t num_logits, StepResult& result) {
   const std::span<const SampleRow> rows = batch_.sample_rows();
-  const int64_t vocab_size = model_.config().vocab_size;
   const int64_t rows_at_once = max_logits_rows(config_);
   for (int64_t begin = 0; begin < std::ssize(rows); begin += rows_at_once) {
     const int64_t count = std::min(rows_at_once, std::ssize(rows) - begin);
-    const TensorView logits =
-        TensorView::matrix(logits_->data(), DType::kFloat32, count, vocab_size);
-    model_.compute_logits(rows_of(hidden, begin, count), logits);
-    backend_.sample(logits, rows.subspan(begin, count), result);
+    const TensorView piece = logits(count);
+    if (num_logits > rows_at_once) model_.compute_logits(rows_of(hidden, begin, count), piece);
+    backend_.sample(piece, rows.subspan(begin, count), result);
   }
 }
 
 void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
-  const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_);
+  const bool has_graphs = backend_.supports_graphs();
+  const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_, has_graphs);
+  double cost = 0.0, done = 0.0;
+  for (const WarmUpShape& shape : shapes) cost += warm_up_cost(shape);
   StepResult result;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    WarmUpBatch step(shapes[i], config_.block_size, model_.config().vocab_size);
+  for (const WarmUpShape& shape : shapes) {
+    WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
     run(step.batch(), result);
-    report_progress(static_cast<double>(i + 1) / static_cast<double>(shapes.size()));
+    done += warm_up_cost(shape);
+    report_progress(done / cost);
+  }
+  if (has_graphs) capture_graphs(shapes);
+}
+
+// After all else, when no buffer grows any more that a graph could hold the address of.
+void ModelRunner::capture_graphs(std::span<const WarmUpShape> shapes) {
+  StepResult result;
+  graphs_.clear();
+  for (const WarmUpShape& shape : shapes) {
+    if (shape.num_prefills > 0) continue;
+    WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
+    const ForwardInputs& inputs = batch_.build(step.batch());
+    DecodeGraph graph;
+    graph.num_seqs = inputs.num_seqs;
+    graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
+    graphs_.push_back(graph);
+    run(step.batch(), result);  // a graph's first launch takes longer
   }
 }
 

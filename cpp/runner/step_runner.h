@@ -12,10 +12,25 @@ class StepRunner {
  public:
   virtual ~StepRunner() = default;
 
-  // Computes one step. `result` is cleared first and holds a row for each sequence afterwards.
+  // Steps that may be launched before the first of them is waited for: 1 or 2.
+  virtual int32_t max_steps_in_flight() const { return 1; }
+
+  // Starts a step, behind those in flight. Reads all it needs of `batch` before it returns, except
+  // the sampling parameters, which stay until the step's wait(). Tokens that are kPendingToken are
+  // those that the step before draws in the same slot.
   // Requires: 0 < batch.num_tokens <= max_num_batched_tokens; block tables cover the positions.
-  // Throws: DeviceError.
-  virtual void run(const ScheduledBatch& batch, StepResult& result) = 0;
+  // Throws: DeviceError; the step is then not in flight.
+  virtual void launch(const ScheduledBatch& batch) = 0;
+
+  // Ends the oldest step in flight, whether or not it throws. `result` is replaced; it holds a row
+  // for each sequence of the batch. Throws: DeviceError.
+  virtual void wait(StepResult& result) = 0;
+
+  // A step alone.
+  void run(const ScheduledBatch& batch, StepResult& result) {
+    launch(batch);
+    wait(result);
+  }
 };
 
 }  // namespace octavo

@@ -8,6 +8,10 @@ namespace {
 // Enough rows behind the decodes of a mixed step to take the prefill paths of every operation.
 constexpr int64_t kMixedPrefillTokens = 64;
 
+// Reading the weights once takes as long as computing about so many tokens: two CPU cores, see
+// bench/results/2026-11-22-startup.md.
+constexpr int64_t kTokensOfOneStep = 12;
+
 int64_t prefill_length(int64_t wanted, int64_t num_blocks, const RunnerConfig& config,
                        const MemoryPlan& plan) {
   return std::min({wanted, plan.max_model_len, num_blocks * config.block_size});
@@ -25,22 +29,53 @@ WarmUpShape full_chunk(const RunnerConfig& config, const MemoryPlan& plan) {
 
 }  // namespace
 
-std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan) {
-  std::vector<WarmUpShape> shapes;
-  shapes.push_back(full_chunk(config, plan));
-  if (plan.max_model_len < config.block_size) return shapes;
+std::vector<int64_t> decode_batch_sizes(int64_t most) {
+  std::vector<int64_t> sizes;
+  int64_t size = 1;
+  while (size < most) {
+    sizes.push_back(size);
+    if (size < 8) {
+      size *= 2;
+    } else if (size < 64) {
+      size += size % 3 == 0 ? size / 3 : size / 2;
+    } else {
+      size += size < 256 ? 32 : 64;
+    }
+  }
+  sizes.push_back(most);
+  return sizes;
+}
 
+// With graphs the largest step comes first, so that what they record is never replaced; else last,
+// so that progress shows soon.
+std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
+                                        bool has_graphs) {
+  const WarmUpShape chunk = full_chunk(config, plan);
+  if (plan.max_model_len < config.block_size) return {chunk};
+
+  std::vector<WarmUpShape> shapes;
+  if (has_graphs) shapes.push_back(chunk);
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
-  for (int64_t n = 1; n < most; n *= 2) shapes.push_back({n, 0, 0});
-  shapes.push_back({most, 0, 0});
+  if (has_graphs) {
+    for (const int64_t n : decode_batch_sizes(most)) shapes.push_back({n, 0, 0});
+  } else {
+    for (int64_t n = 1; n < most; n *= 2) shapes.push_back({n, 0, 0});
+    shapes.push_back({most, 0, 0});
+  }
 
   const int64_t decodes = most / 2;
   const int64_t tokens_left =
       std::min(kMixedPrefillTokens, config.max_num_batched_tokens - decodes);
   const int64_t prefill = prefill_length(tokens_left, plan.num_blocks - decodes, config, plan);
   if (decodes > 0 && prefill > 0) shapes.push_back({decodes, 1, prefill});
+  if (!has_graphs) shapes.push_back(chunk);
   return shapes;
+}
+
+double warm_up_cost(const WarmUpShape& shape) {
+  const int64_t tokens = shape.num_decodes + shape.num_prefills * shape.prefill_tokens;
+  return static_cast<double>(kTokensOfOneStep + tokens);
 }
 
 WarmUpBatch::WarmUpBatch(const WarmUpShape& shape, int64_t block_size, int64_t vocab_size)

@@ -16,9 +16,20 @@ struct WarmUpShape {
   int64_t prefill_tokens = 0;
 };
 
-// Decode at 1, 2, 4 … max_num_seqs sequences, a full prefill chunk, and both in one step; cut to
-// what the blocks hold.
-std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan);
+// Decode at growing numbers of sequences up to max_num_seqs, decodes and a short prefill in one
+// step, a full prefill chunk; cut to what the blocks hold. The numbers are 1, 2, 4 … or, for graphs
+// that smaller batches are padded to, decode_batch_sizes(). The cheap shapes come first, so that
+// progress shows soon.
+std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
+                                        bool has_graphs = false);
+
+// Ascending sizes up to `most`, close enough that padding costs little: a decode step reads the
+// weights once whatever its size, so up to 64 sequences the next power of two or its half-way mark
+// will do; beyond, each 32 more add a few percent, and from 256 on each 64.
+std::vector<int64_t> decode_batch_sizes(int64_t most);
+
+// What running the shape costs beside the others, roughly; > 0.
+double warm_up_cost(const WarmUpShape& shape);
 
 // Owns what a ScheduledBatch of a shape points to. Each sequence has blocks of its own, from 0 on.
 // Sequences take turns between greedy and every step of the sampler.

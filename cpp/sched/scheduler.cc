@@ -34,17 +34,37 @@ int64_t capacity_in_tokens(const BlockManager& blocks) {
   return blocks.num_blocks() * blocks.block_size();
 }
 
-const SchedulerOptions& validated(const SchedulerOptions& options) {
+SchedulerOptions validated(SchedulerOptions options) {
   if (options.vocab_size < 1) throw ConfigError("vocab_size must be at least 1");
   if (options.max_model_len < 2) throw ConfigError("max_model_len must be at least 2");
   if (options.max_num_seqs < 1) throw ConfigError("max_num_seqs must be at least 1");
   if (options.max_num_batched_tokens < options.max_num_seqs) {
     throw ConfigError("max_num_batched_tokens must be at least max_num_seqs");
   }
+  if (options.max_steps_in_flight < 1 || options.max_steps_in_flight > 2) {
+    throw ConfigError("max_steps_in_flight must be 1 or 2");
+  }
   if (options.max_num_batched_tokens > std::numeric_limits<int32_t>::max()) {
     throw ConfigError("max_num_batched_tokens must be below 2^31");
   }
   return options;
+}
+
+// Whether what the sampler is asked for the next token follows from the tokens before, beyond what
+// the device keeps by slot.
+bool needs_token_ids(const SamplingParams& sampling) {
+  return std::ranges::any_of(sampling.bad_words, [](const auto& word) { return word.size() > 1; });
+}
+
+// Whether the token in flight is the last that max_tokens allows.
+bool awaits_end(const Sequence& sequence) {
+  return num_output_tokens(sequence) >= sequence.group->max_tokens;
+}
+
+// A token in flight can be built upon unless it is the last, or the host has to see it.
+bool is_ready(const Sequence& sequence) {
+  if (!sequence.has_pending_token()) return true;
+  return !awaits_end(sequence) && !sequence.group->needs_token_ids;
 }
 
 bool reports_prompt_logprobs(const Sequence& sequence) {
@@ -70,7 +90,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, OutputSink& sink)
                       std::to_string(max_model_len_) + ", the longest prompt and output");
   }
   running_.reserve(options.max_num_seqs);
-  scheduled_.reserve(options.max_num_seqs);
+  scheduled_.resize(options.max_steps_in_flight);
+  for (auto& rows : scheduled_) rows.reserve(options.max_num_seqs);
   for (int32_t slot = options.max_num_seqs; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -105,6 +126,7 @@ std::unique_ptr<SequenceGroup> Scheduler::make_group(const Request& request) {
   }
   group->num_unfinished = sampling.n;
   group->holds_siblings = sampling.n > 1;
+  group->needs_token_ids = needs_token_ids(sampling) || !request.token_mask.empty();
   return group;
 }
 
@@ -138,6 +160,7 @@ void Scheduler::shed(const Request& request) {
   SequenceOutput output;
   output.request_id = request.id;
   output.num_prompt_tokens = std::ssize(request.token_ids);
+  output.has_grammar = !request.token_mask.empty();
   output.finish_reason = FinishReason::kError;
   output.error = kHostMemoryError;
   for (; output.sequence_index < request.sampling.n; ++output.sequence_index) sink_.emit(output);
@@ -145,16 +168,19 @@ void Scheduler::shed(const Request& request) {
   finished_ids_.push_back(request.id);
 }
 
-void Scheduler::schedule(ScheduledBatch& batch) {
-  check(scheduled_.empty(), "the last step was neither updated nor failed");
+void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
+  check(num_steps_in_flight() < options_.max_steps_in_flight, "too many steps are in flight");
+  ++num_scheduled_steps_;
   batch.clear();
+  now_ns_ = now_ns;
   batch.sequences.reserve(options_.max_num_seqs);
   budget_ = options_.max_num_batched_tokens;
   schedule_decodes(batch);
   schedule_prefills(batch);
   admit_waiting(batch);
+  if (batch.sequences.empty()) --num_scheduled_steps_;
   collect_finished();
-  check(!scheduled_.empty() || groups_.empty(), "live sequences, but none can be scheduled");
+  check(num_steps_in_flight() > 0 || groups_.empty(), "live sequences, but none can be scheduled");
 }
 
 // Least rank first: a sequence can lose its blocks only to one that comes before it, so the first
@@ -162,9 +188,8 @@ void Scheduler::schedule(ScheduledBatch& batch) {
 void Scheduler::schedule_decodes(ScheduledBatch& batch) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (num_uncomputed_tokens(sequence) == 1 && make_room(sequence)) {
-      push_scheduled(sequence, 1, batch);
-    }
+    if (num_uncomputed_tokens(sequence) != 1 || !is_ready(sequence)) continue;
+    if (make_room(sequence)) push_scheduled(sequence, 1, batch);
   }
 }
 
@@ -187,6 +212,7 @@ void Scheduler::admit_waiting(ScheduledBatch& batch) {
 bool Scheduler::try_admit(Sequence& sequence, ScheduledBatch& batch) {
   const int64_t num_free = blocks_.num_free_blocks();
   // A long prompt at the head would otherwise be looked up in the cache at every step.
+  if (sequence.has_pending_token()) return false;  // just preempted, and drawn in its last slot
   const bool nothing_changed = sequence.rank == blocked_rank_ && num_free <= blocked_num_free_;
   if (nothing_changed && !running_.empty()) return false;
 
@@ -261,6 +287,7 @@ void Scheduler::count_first_admission(Sequence& sequence, int64_t num_cached) {
   sequence.num_cached_tokens = num_cached;
   if (!group.is_waiting) return;
   group.is_waiting = false;
+  group.queue_time_ns = now_ns_ - group.request.arrival_ns;
   --stats_.num_waiting_requests;
   stats_.num_waiting_tokens -= group.num_prompt_tokens();
   stats_.num_prompt_tokens += group.num_prompt_tokens();
@@ -293,9 +320,11 @@ void Scheduler::preempt(Sequence& sequence) {
 }
 
 void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, ScheduledBatch& batch) {
-  const SequenceGroup& group = *sequence.group;
+  SequenceGroup& group = *sequence.group;
   const SamplingParams& sampling = group.request.sampling;
   ScheduledSequence& row = batch.sequences.emplace_back();
+  row.request_id = group.request.id;
+  row.sequence_index = sequence.rank.index;
   row.slot = sequence.slot;
   row.is_new_in_slot = sequence.is_new_in_slot;
   row.token_ids = sequence.token_ids;
@@ -308,13 +337,19 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
                      ? &group.sampling_after_prompt
                      : &sampling;
   row.seed = sequence.seed;
+  row.token_bitmask = group.request.token_mask;
   if (num_output_tokens(sequence) < sampling.min_tokens) {
     row.banned_token_ids = group.banned_token_ids;
   }
-  sequence.is_new_in_slot = false;
-  scheduled_.push_back(&sequence);
+  scheduled_[num_steps_in_flight() - 1].push_back(&sequence);
   batch.num_tokens += num_tokens;
   budget_ -= num_tokens;
+  sequence.num_computed_tokens += num_tokens;
+  group.last_step = num_scheduled_steps_;
+  if (!row.samples) return;
+  sequence.is_new_in_slot = false;
+  sequence.token_ids.push_back(kPendingToken);
+  if (group.needs_token_ids) last_needed_step_ = num_scheduled_steps_;
 }
 
 SchedulerStats Scheduler::stats() const {

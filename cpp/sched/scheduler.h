@@ -25,6 +25,7 @@ struct SchedulerOptions {
   SchedulingPolicy policy = SchedulingPolicy::kFcfs;
   uint64_t seed = 0;
   std::vector<int32_t> eos_token_ids;
+  int32_t max_steps_in_flight = 1;  // 2: a step may be scheduled before the last one's update
 };
 
 // Gauges, and counters since construction.
@@ -41,9 +42,13 @@ struct SchedulerStats {
   int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
 };
 
-// A step is schedule() and then, with its result, update() - or fail() when there is none. Nothing
-// else may be called in between. Every sequence that add() makes is emitted to the sink with a
-// finish reason exactly once.
+// A step is schedule() and then, with its result, update() - or fail() when there is none. In
+// between it is in flight. Steps end in the order in which they were scheduled. Every sequence that
+// add() makes is emitted to the sink with a finish reason exactly once.
+//
+// A step that is scheduled while another is in flight counts on the other's tokens without knowing
+// them: they are drawn, so they stand in token_ids as kPendingToken. What turns out to be drawn for
+// nothing, because the token before ended the sequence, is left out by update().
 class Scheduler {
  public:
   // Throws: ConfigError. `sink` must outlive the scheduler.
@@ -57,22 +62,32 @@ class Scheduler {
   // Requires: the id is not live, 1 <= prompt tokens < max_model_len(), parameters in range.
   void add(Request&& request);
 
-  // Finishes what is left of a request. Unknown ids are ignored.
-  void abort(uint64_t request_id);
+  // Finishes what is left of a request, or only one of its sequences. Unknown ids and ended
+  // sequences are ignored.
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
 
   // Finishes every sequence. `error` goes with kError.
   void finish_all(FinishReason reason, const char* error);
 
   void reset_prefix_cache() { blocks_.reset_prefix_cache(); }
 
-  // Fills the next step's batch, decodes first. Empty only when nothing is live.
-  void schedule(ScheduledBatch& batch);
+  // Fills the next step's batch, decodes first; a batch with sequences is in flight from then on.
+  // Empty only when nothing is live or all that is live awaits a step in flight.
+  // `now_ns` is on the clock of Request::arrival_ns. Requires: num_steps_in_flight() <
+  // max_steps_in_flight.
+  void schedule(ScheduledBatch& batch, int64_t now_ns = 0);
 
-  // Takes in the result of the batch that the last schedule() filled. Throws: CheckError, without
-  // having changed anything, when the result does not fit the batch.
+  int64_t num_steps_in_flight() const { return num_scheduled_steps_ - num_ended_steps_; }
+
+  // Whether a step in flight draws tokens that the host must know before it can ask for the next
+  // ones. Sequences that need that lose a turn if schedule() is called all the same.
+  bool needs_results() const { return num_ended_steps_ < last_needed_step_; }
+
+  // Takes in the result of the oldest batch in flight. Throws: CheckError, without having changed
+  // anything, when the result does not fit the batch.
   void update(const ScheduledBatch& batch, const StepResult& result);
 
-  // Ends the sequences of the last scheduled batch with kError and forgets what they computed.
+  // Ends the sequences of the oldest batch in flight with kError and forgets what they computed.
   void fail(const char* error);
 
   bool has_live() const { return !groups_.empty(); }
@@ -105,12 +120,14 @@ class Scheduler {
 
   void update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
                        const StepResult& result);
-  void advance(Sequence& sequence, int64_t num_tokens);
+  void take_back(Sequence& sequence);
+  void note_computed(Sequence& sequence, int64_t num_tokens);
   std::span<const LogprobEntry> new_prompt_logprobs(Sequence& sequence,
                                                     const ScheduledSequence& row,
                                                     std::span<const LogprobEntry> entries) const;
-  FinishReason append_token(Sequence& sequence, int32_t token_id);
-  bool is_end(const Sequence& sequence, int32_t token_id) const;
+  FinishReason set_token(Sequence& sequence, int64_t position, int32_t token_id);
+  bool is_end(const Sequence& sequence, int32_t token_id, int64_t num_output) const;
+  void end_step();
   void end(Sequence& sequence, FinishReason reason, const char* error);
   void finish(Sequence& sequence, FinishReason reason);
   void release_siblings(SequenceGroup& group);
@@ -123,12 +140,19 @@ class Scheduler {
 
   std::unordered_map<uint64_t, std::unique_ptr<SequenceGroup>> groups_;  // by request id
   WaitingQueue waiting_;
-  std::vector<Sequence*> running_;    // by rank
-  std::vector<Sequence*> scheduled_;  // row i of the batch; empty between steps
+  std::vector<Sequence*> running_;  // by rank
   std::vector<int32_t> free_slots_;
   std::vector<SequenceGroup*> retired_;  // without unfinished sequences, to be destroyed
   std::vector<uint64_t> finished_ids_;
 
+  // Steps count from 1. Those in flight are (num_ended_steps_, num_scheduled_steps_].
+  int64_t num_scheduled_steps_ = 0;
+  int64_t num_ended_steps_ = 0;
+  int64_t last_needed_step_ = 0;                   // that drew for a group with needs_token_ids
+  std::vector<std::vector<Sequence*>> scheduled_;  // [max_steps_in_flight]: rows, oldest step first
+  std::vector<std::unique_ptr<SequenceGroup>> lingering_;  // ended, but steps in flight name them
+
+  int64_t now_ns_ = 0;             // at the last schedule()
   int64_t budget_ = 0;             // tokens that the batch being filled has left
   Rank blocked_rank_;              // the sequence that was last refused for want of blocks ...
   int64_t blocked_num_free_ = -1;  // ... while this many were free

@@ -1,5 +1,6 @@
 // The second half of Scheduler: what a step's result means for its sequences.
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "sched/scheduler.h"
@@ -29,6 +30,9 @@ SequenceOutput describe(const Sequence& sequence) {
   output.sequence_index = sequence.rank.index;
   output.num_prompt_tokens = sequence.group->num_prompt_tokens();
   output.num_cached_tokens = sequence.num_cached_tokens;
+  output.has_grammar = sequence.group->has_grammar();
+  output.queue_time_us = static_cast<uint32_t>(std::clamp<int64_t>(
+      sequence.group->queue_time_ns / 1000, 0, std::numeric_limits<uint32_t>::max()));
   return output;
 }
 
@@ -43,50 +47,75 @@ void check_step_result(const ScheduledBatch& batch, const StepResult& result) {
 }
 
 void Scheduler::update(const ScheduledBatch& batch, const StepResult& result) {
-  check(batch.sequences.size() == scheduled_.size(), "not the batch that was scheduled");
+  const std::vector<Sequence*>& rows = scheduled_.front();
+  check(num_steps_in_flight() > 0 && batch.sequences.size() == rows.size(),
+        "not the batch that was scheduled");
   check_step_result(batch, result);
-  for (size_t row = 0; row < scheduled_.size(); ++row) {
-    update_sequence(*scheduled_[row], row, batch, result);
-  }
-  scheduled_.clear();
-  collect_finished();
+  for (size_t row = 0; row < rows.size(); ++row) update_sequence(*rows[row], row, batch, result);
+  end_step();
 }
 
 void Scheduler::fail(const char* error) {
-  for (Sequence* sequence : scheduled_) end(*sequence, FinishReason::kError, error);
-  scheduled_.clear();
+  check(num_steps_in_flight() > 0, "no step is in flight");
+  for (Sequence* sequence : scheduled_.front()) end(*sequence, FinishReason::kError, error);
+  end_step();
+}
+
+void Scheduler::end_step() {
+  ++num_ended_steps_;
+  scheduled_.front().clear();
+  std::ranges::rotate(scheduled_, scheduled_.begin() + 1);
+  std::erase_if(lingering_,
+                [this](const auto& group) { return group->last_step <= num_ended_steps_; });
   collect_finished();
 }
 
 void Scheduler::update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
                                 const StepResult& result) {
+  if (sequence.state == SequenceState::kFinished) return;  // it ended while this was in flight
   const ScheduledSequence& scheduled = batch.sequences[row];
   const int32_t token_id = result.token_ids[row];
   const bool is_token = token_id >= 0 && token_id < options_.vocab_size;
-  if (result.is_invalid[row] != 0 || (scheduled.samples && !is_token)) {
+  const bool samples = scheduled.samples && !scheduled.is_deferred;
+  if ((result.is_invalid[row] != 0 && !scheduled.is_deferred) || (samples && !is_token)) {
     end(sequence, FinishReason::kError, kInvalidOutputError);
     return;
   }
-  advance(sequence, scheduled.num_scheduled_tokens);
+  const auto num_known = std::ssize(scheduled.token_ids);
+  if (scheduled.is_deferred) take_back(sequence);
+  const int64_t num_taken_back = scheduled.is_deferred ? 1 : 0;
+  note_computed(sequence,
+                scheduled.num_computed_tokens + scheduled.num_scheduled_tokens - num_taken_back);
   SequenceOutput output = describe(sequence);
   output.prompt_logprobs = new_prompt_logprobs(
       sequence, scheduled, row_of(result.prompt_logprobs, result.prompt_logprob_offsets, row));
-  if (scheduled.samples) {
+  if (samples) {
     output.token_id = token_id;
     output.logprobs = row_of(result.logprobs, result.logprob_offsets, row);
-    output.finish_reason = append_token(sequence, token_id);
+    output.finish_reason = set_token(sequence, num_known, token_id);
     if (output.finish_reason == FinishReason::kStop) output.stop_token_id = token_id;
   }
-  if (scheduled.samples || !output.prompt_logprobs.empty()) sink_.emit(output);
+  if (samples || !output.prompt_logprobs.empty()) sink_.emit(output);
   if (output.finish_reason != FinishReason::kNone) finish(sequence, output.finish_reason);
 }
 
-// The one place where tokens become computed. A scheduler that runs ahead of the device would call
-// it when it schedules.
-void Scheduler::advance(Sequence& sequence, int64_t num_tokens) {
-  sequence.num_computed_tokens += num_tokens;
-  blocks_.publish(sequence.blocks, sequence.token_ids, sequence.num_computed_tokens);
-  const bool is_prompt_done = sequence.num_computed_tokens >= sequence.group->num_prompt_tokens();
+// The last position of a deferred row is computed again, when its mask has come. The slot has seen
+// a token that does not count, so it is built anew. No later step was scheduled meanwhile, because
+// the group's token ids are needed.
+void Scheduler::take_back(Sequence& sequence) {
+  check(sequence.token_ids.back() == kPendingToken, "a deferred sequence went on");
+  sequence.token_ids.pop_back();
+  --sequence.num_computed_tokens;
+  sequence.is_new_in_slot = true;
+}
+
+// From here on the keys and values of the first positions are known to be right, and so are their
+// tokens. A sequence that was preempted meanwhile has lost them again.
+void Scheduler::note_computed(Sequence& sequence, int64_t num_tokens) {
+  if (sequence.state == SequenceState::kRunning) {
+    blocks_.publish(sequence.blocks, sequence.token_ids, num_tokens);
+  }
+  const bool is_prompt_done = num_tokens >= sequence.group->num_prompt_tokens();
   if (is_prompt_done && sequence.rank.index == 0) release_siblings(*sequence.group);
 }
 
@@ -103,36 +132,36 @@ std::span<const LogprobEntry> Scheduler::new_prompt_logprobs(
   return entries.subspan(num_old * entries_per_position);
 }
 
-FinishReason Scheduler::append_token(Sequence& sequence, int32_t token_id) {
-  sequence.token_ids.push_back(token_id);
+FinishReason Scheduler::set_token(Sequence& sequence, int64_t position, int32_t token_id) {
+  check(sequence.token_ids[position] == kPendingToken, "a token is drawn twice");
+  sequence.token_ids[position] = token_id;
   ++stats_.num_generation_tokens;
-  if (is_end(sequence, token_id)) return FinishReason::kStop;
-  const bool is_full = num_output_tokens(sequence) >= sequence.group->max_tokens;
-  return is_full ? FinishReason::kLength : FinishReason::kNone;
+  const int64_t num_output = position + 1 - sequence.group->num_prompt_tokens();
+  if (is_end(sequence, token_id, num_output)) return FinishReason::kStop;
+  return num_output >= sequence.group->max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
-// Whether the token just appended ends the sequence.
-bool Scheduler::is_end(const Sequence& sequence, int32_t token_id) const {
+// Whether `token_id`, as output token number `num_output`, ends the sequence.
+bool Scheduler::is_end(const Sequence& sequence, int32_t token_id, int64_t num_output) const {
   const SamplingParams& sampling = sequence.group->request.sampling;
-  if (num_output_tokens(sequence) <= sampling.min_tokens) return false;
+  if (num_output <= sampling.min_tokens) return false;
   const auto holds = [token_id](const std::vector<int32_t>& ids) {
     return std::ranges::find(ids, token_id) != ids.end();
   };
   return holds(sampling.stop_token_ids) || (!sampling.ignore_eos && holds(options_.eos_token_ids));
 }
 
-void Scheduler::abort(uint64_t request_id) {
-  check(scheduled_.empty(), "abort in the middle of a step");
+void Scheduler::abort(uint64_t request_id, int32_t sequence_index) {
   const auto entry = groups_.find(request_id);
   if (entry == groups_.end()) return;
   for (Sequence& sequence : entry->second->sequences) {
+    if (sequence_index != kEverySequence && sequence_index != sequence.rank.index) continue;
     end(sequence, FinishReason::kAbort, nullptr);
   }
   collect_finished();
 }
 
 void Scheduler::finish_all(FinishReason reason, const char* error) {
-  scheduled_.clear();
   for (const auto& [id, group] : groups_) {
     for (Sequence& sequence : group->sequences) end(sequence, reason, error);
   }
@@ -196,7 +225,8 @@ void Scheduler::collect_finished() {
       stats_.num_waiting_tokens -= group->num_prompt_tokens();
     }
     finished_ids_.push_back(id);
-    groups_.erase(id);
+    auto entry = groups_.extract(id);
+    if (group->last_step > num_ended_steps_) lingering_.push_back(std::move(entry.mapped()));
   }
   retired_.clear();
 }

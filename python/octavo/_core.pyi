@@ -6,6 +6,7 @@ broken invariant included, arrives as EngineError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from typing_extensions import Buffer
@@ -18,14 +19,14 @@ class GgufFile:
         """Strings are decoded as UTF-8 with errors="replace"; arrays become lists."""
     def tensors(self) -> list[tuple[str, str, tuple[int, ...], int]]:
         """Name, dtype name, shape (row-major, outermost first) and bytes of each tensor."""
-    def read_tensor(self, name: str, out: Buffer) -> None:
-        """Copy a tensor's bytes into a writable buffer of exactly that size; thread-safe."""
+    def read_tensor(self, name: str, out: Buffer, begin: int = 0) -> None:
+        """Fill a writable buffer with a tensor's bytes from `begin` on; thread-safe."""
 
 class RopeConfig:
     theta: float
     rotary_dim: int
     interleaved: bool
-    scaling: str  # "none", "linear", "llama3", "yarn"
+    scaling: str  # "none", "linear", "llama3", "yarn", "longrope"
     factor: float
     original_max_position_embeddings: int
     low_freq_factor: float
@@ -36,6 +37,10 @@ class RopeConfig:
     mscale: float
     mscale_all_dim: float
     truncate: bool
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
+
+def architecture_names() -> list[str]: ...
 
 class ModelConfig:
     """Attributes are those of cpp/model/model_config.h."""
@@ -55,6 +60,21 @@ class ModelConfig:
     mlp_bias: bool
     max_position_embeddings: int
     rope: RopeConfig
+    local_rope: RopeConfig
+    sliding_windows: Sequence[int]
+    rope_layers: Sequence[bool]
+    expert_layers: Sequence[bool]
+    attention_scale: float
+    attention_soft_cap: float
+    final_soft_cap: float
+    embedding_multiplier: float
+    residual_multiplier: float
+    logits_divisor: float
+    norm_offset: float
+    num_experts: int
+    experts_per_token: int
+    expert_intermediate_size: int
+    renormalize_experts: bool
 
 class EngineConfig:
     """Attributes are those of cpp/engine/types.h, BackendOptions flattened into it."""
@@ -158,12 +178,26 @@ class Engine:
         sampling: SamplingParams,
         priority: int = 0,
         cache_salt: int = 0,
+        token_mask: Buffer | None = None,
     ) -> None:
-        """Raises InvalidRequestError or QueueFullError; token_ids is int32."""
-    def abort(self, request_id: int) -> None: ...
+        """Raises InvalidRequestError or QueueFullError; token_ids is int32.
+
+        With a token_mask, a bit a token in words of 32, only its tokens can come first; the masks
+        of later ones are asked for by take_mask_work.
+        """
+    def abort(self, request_id: int, sequence_index: int = -1) -> None:
+        """Stop a request, or one of its sequences."""
     def reset_prefix_cache(self) -> None: ...
+    def self_check(self) -> None: ...
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
+    def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
+        """Wait for tokens whose successors need a mask: request id, sequence index, token id.
+
+        A token id of -1 says that the sequence has ended. None once shut down.
+        """
+    def set_token_masks(self, sequences: list[tuple[int, int]], masks: Buffer) -> None:
+        """The masks of sequences, one behind the other; ended ones are ignored."""
     def output_fd(self) -> int:
         """An eventfd that becomes readable when outputs wait."""
     def stats(self) -> dict[str, float]:
@@ -175,6 +209,8 @@ class Engine:
         """
     def is_healthy(self) -> bool:
         """False once the device is lost: start the process again."""
+    def last_error(self) -> str:
+        """Why the last step failed, or why the engine ended by itself; "" while all is well."""
     def device_name(self) -> str: ...
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:

@@ -81,7 +81,9 @@ class ServeConfig:
         metavar="N|auto",
     )
     chat_template: str = option(
-        "file that replaces the model's chat template", default="", metavar="FILE"
+        "what replaces the model's chat template: a file, or the Jinja text itself",
+        default="",
+        metavar="FILE|TEXT",
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
     enable_auto_tool_choice: bool = option(
@@ -119,6 +121,19 @@ class ServeConfig:
     root_path: str = option("path prefix that a proxy strips", default="")
     max_body_bytes: int = option(
         "largest request body", default=32 << 20, parse=parse_size, minimum=1024, metavar="SIZE"
+    )
+    client_timeout: float = option(
+        "seconds of a client that sends nothing of its body, or reads nothing of its answer, after "
+        "which it is dropped; a whole body may take twice as long",
+        default=30.0,
+        parse=parse_float,
+        minimum=0.1,
+    )
+    keep_alive_timeout: float = option(
+        "seconds that an idle connection is kept, and that the headers of a request may take",
+        default=75.0,  # longer than the idle time-out of common load balancers
+        parse=parse_float,
+        minimum=1,
     )
     enable_admin: bool = option("serve the administration routes", default=False, parse=parse_bool)
     admin_api_key: tuple[str, ...] = option(
@@ -182,7 +197,13 @@ class ServeConfig:
         "sequences that run at the same time", default=64, parse=parse_int, minimum=1, maximum=65536
     )
     max_num_batched_tokens: int = option(
-        "tokens of one step", default=2048, parse=parse_length, minimum=1, maximum=1 << 24
+        "tokens of one step; auto: 512 on CPUs, so that a long prompt does not stop the others for "
+        "seconds, else 2048",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=1 << 24,
+        metavar="N|auto",
     )
     scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(
@@ -191,6 +212,12 @@ class ServeConfig:
         parse=parse_int,
         minimum=1,
         maximum=1 << 24,
+    )
+    max_num_queued_tokens: int = option(
+        "prompt tokens of the requests that may wait; more get 429",
+        default=16 << 20,
+        parse=parse_length,
+        minimum=1,
     )
     enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
     batch_invariant: bool = option(
@@ -234,6 +261,7 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
+    otlp_traces_endpoint: str = option("where OpenTelemetry spans go", default="", metavar="URL")
 
     def __post_init__(self) -> None:
         for each in options():
@@ -249,7 +277,8 @@ class ServeConfig:
                 "--tensor-parallel-size: this version runs on one device; use 1, or start one "
                 "server for each GPU."
             )
-        if not self.enable_chunked_prefill and self.max_model_len > self.max_num_batched_tokens:
+        budget = self.max_num_batched_tokens or self.max_model_len
+        if not self.enable_chunked_prefill and self.max_model_len > budget:
             raise ConfigError(
                 "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
                 f"--max-model-len ({self.max_model_len})."
@@ -430,32 +459,6 @@ def runtime_directories() -> list[str]:
 def command_line() -> list[str]:
     """The arguments of this process."""
     return sys.argv[1:]
-
-
-@dataclass(frozen=True)
-class NotifySocket:
-    """How systemd wants to hear from a service.
-
-    Attributes:
-        path: Datagram socket; a leading @ is an abstract one.
-        watchdog_s: Longest silence, 0 if there is no watchdog.
-    """
-
-    path: str
-    watchdog_s: float
-
-
-def take_notify_socket() -> NotifySocket | None:
-    """The service manager's socket, removed from the environment.
-
-    gunicorn would announce itself as ready there as soon as it listens.
-    """
-    path = os.environ.pop("NOTIFY_SOCKET", "")
-    watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
-    os.environ.pop("WATCHDOG_PID", None)
-    if not path:
-        return None
-    return NotifySocket(path, int(watchdog_us) / 1e6 if watchdog_us.isdecimal() else 0.0)
 
 
 def cache_directory() -> Path:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from octavo.cli.main import build_parser
-from octavo.config import ServeConfig, as_yaml, load, options, take_notify_socket
+from octavo.config import ServeConfig, as_yaml, load, options
+from octavo.engine.systemd import take_notify_socket
 from octavo.errors import ConfigError
 from octavo.options import parse_length, parse_list, parse_size
 
@@ -118,7 +119,11 @@ def test_kubernetes_service_links_are_not_the_port() -> None:
         ({"ssl_keyfile": "k"}, "must be given together"),
         ({"tensor_parallel_size": "2"}, "one device"),
         (
-            {"enable_chunked_prefill": "no", "max_model_len": "4096"},
+            {
+                "enable_chunked_prefill": "no",
+                "max_model_len": "4096",
+                "max_num_batched_tokens": "2048",
+            },
             "needs --max-num-batched-tokens of at least --max-model-len",
         ),
     ],

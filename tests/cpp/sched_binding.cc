@@ -31,6 +31,7 @@ SchedulerOptions make_options(const py::kwargs& fields) {
   options.max_num_batched_tokens =
       get(fields, "max_num_batched_tokens", options.max_num_batched_tokens);
   options.enable_chunked_prefill = get(fields, "enable_chunked_prefill", true);
+  options.max_steps_in_flight = get(fields, "max_steps_in_flight", 1);
   const bool by_priority = get(fields, "by_priority", false);
   options.policy = by_priority ? SchedulingPolicy::kPriority : SchedulingPolicy::kFcfs;
   return options;
@@ -50,6 +51,7 @@ Request make_request(uint64_t id, std::vector<int32_t> token_ids, const py::kwar
   sampling.min_tokens = get(fields, "min_tokens", 0);
   sampling.ignore_eos = get(fields, "ignore_eos", false);
   sampling.stop_token_ids = get(fields, "stop_token_ids", std::vector<int32_t>{});
+  sampling.bad_words = get(fields, "bad_words", std::vector<std::vector<int32_t>>{});
   sampling.prompt_logprobs = get(fields, "prompt_logprobs", -1);
   return request;
 }
@@ -73,8 +75,9 @@ void spoil_next(Simulation& simulation) {
 }
 
 void fail_step(Simulation& simulation) {
+  simulation.drain();
   simulation.scheduler.schedule(simulation.batch);
-  simulation.scheduler.fail("failed");
+  if (!simulation.batch.sequences.empty()) simulation.scheduler.fail("failed");
   simulation.scheduler.self_check();
 }
 

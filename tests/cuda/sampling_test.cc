@@ -137,6 +137,15 @@ ScheduledSequence scheduled(const Request& r, int32_t slot) {
   return sequence;
 }
 
+// A step of its own.
+void sample_now(Sampler& sampler, TensorView logits, std::span<const SampleRow> rows,
+                StepResult& result) {
+  sampler.begin_step();
+  sampler.sample(context(), logits, rows, result);
+  sampler.end_step(context());
+  sampler.wait_step();
+}
+
 // Samples `requests` once and checks every row; returns the tokens.
 std::vector<int32_t> check_step(Sampler& sampler, const std::vector<Request>& requests,
                                 const std::vector<std::vector<float>>& rows,
@@ -155,7 +164,7 @@ std::vector<int32_t> check_step(Sampler& sampler, const std::vector<Request>& re
   StepResult result;
   result.token_ids.assign(requests.size(), -1);
   result.is_invalid.assign(requests.size(), 0);
-  sampler.sample(context(), logits.matrix(std::ssize(requests), vocab), sample_rows, result);
+  sample_now(sampler, logits.matrix(std::ssize(requests), vocab), sample_rows, result);
 
   size_t next = 0, next_prompt = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -312,7 +321,7 @@ CUDA_TEST(bad_rows_are_invalid) {
   StepResult result;
   result.token_ids.assign(4, 7);
   result.is_invalid.assign(4, 0);
-  sampler.sample(context(), logits.matrix(4, vocab), sample_rows, result);
+  sample_now(sampler, logits.matrix(4, vocab), sample_rows, result);
   for (int i = 0; i < 4; ++i) {
     expect(result.is_invalid[i] == 1 && result.token_ids[i] == -1,
            "row " + std::to_string(i) + " is invalid");

@@ -52,7 +52,7 @@ def test_columns_hold_what_was_asked_for() -> None:
     batch = (engine.take_outputs(10.0) or [])[0]
     (record,) = RECORD.iter_unpack(batch.records)
     assert record[:4] == (1, 0, 1, 4)
-    assert record[6:9] == (4, 6, 2)
+    assert (*record[6:8], record[-1]) == (4, 6, 2)
     chosen, first, *_ = LOGPROB.iter_unpack(batch.logprobs)
     assert chosen == first  # greedy
     assert chosen[2] == 1
@@ -187,6 +187,7 @@ def test_warm_up_and_self_test_before_start() -> None:
     engine.self_test()
     engine.start()
     assert engine.is_healthy()
+    assert engine.last_error() == ""
     assert engine.max_model_len() == 128
     assert engine.device_name().startswith("cpu")
     engine.shutdown()

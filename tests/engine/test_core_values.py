@@ -45,8 +45,8 @@ def test_the_stub_describes_the_extension() -> None:
 def test_sampling_params_have_the_shells_defaults() -> None:
     shell = SamplingParams()
     core = _core.SamplingParams()
-    text_only = {"stop", "include_stop_str_in_output", "skip_special_tokens"}
-    for name in set(SamplingParams.__struct_fields__) - text_only:
+    shell_only = {"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"}
+    for name in set(SamplingParams.__struct_fields__) - shell_only:
         value = getattr(shell, name)
         expected = list(value) if isinstance(value, tuple) else value
         assert getattr(core, name) == expected, name

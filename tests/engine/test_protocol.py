@@ -6,10 +6,10 @@ import contextlib
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -64,7 +64,7 @@ def test_messages_to_the_worker_survive(message: ToWorker) -> None:
 
 
 def test_a_record_is_as_long_as_the_engines() -> None:
-    assert RECORD.size == 40
+    assert RECORD.size == 48
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 64), max_size=40))
@@ -91,7 +91,8 @@ def test_a_frame_over_the_limit_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(st.binary(max_size=200))
+@example(b"\x91\xa4\x00\x00\x00\x80")  # a tag that is not UTF-8
 def test_noise_is_an_error_and_nothing_else(noise: bytes) -> None:
     for decoder in (TO_ENGINE, TO_WORKER):
-        with contextlib.suppress(msgspec.MsgspecError):
-            decoder.decode(noise)
+        with contextlib.suppress(FrameError):
+            decode(noise, decoder)

@@ -60,6 +60,7 @@ requests = st.fixed_dictionaries(
         "ignore_eos": st.booleans(),
         "stop_token_ids": st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=2),
         "prompt_logprobs": st.sampled_from([-1, -1, -1, 0]),
+        "bad_words": st.sampled_from([[], [], [], [[1, 2]]]),
         "priority": st.integers(-2, 2),
         "cache_salt": st.sampled_from([0, 0, 1]),
     }
@@ -73,6 +74,7 @@ option_sets = st.fixed_dictionaries(
         "enable_prefix_caching": st.booleans(),
         "enable_chunked_prefill": st.booleans(),
         "by_priority": st.booleans(),
+        "max_steps_in_flight": st.sampled_from([1, 2]),
     }
 )
 

@@ -42,6 +42,7 @@ class Submission:
     cache_salt: int
     stream: ScriptedStream | None = None
     aborted: bool = False
+    stopped: list[int] = field(default_factory=list)  # sequences
 
 
 @dataclass
@@ -61,10 +62,12 @@ class ScriptedEngine:
     failure: RequestError | None = None
     idle_gets: int = 0
     cached_tokens: int = 0
+    queue_time_us: int = 0
     ready: bool = True
     phase: str = "ready"
     draining: bool = False
     submissions: list[Submission] = field(default_factory=list)
+    num_self_checks: int = 0
 
     def state(self) -> EngineState:
         return EngineState(
@@ -105,6 +108,7 @@ class ScriptedEngine:
             "num_blocks": 100,
             "num_free_blocks": 75,
             "num_preemptions": 1,
+            "num_self_checks": self.num_self_checks,
             "num_prompt_tokens": 10,
             "num_generation_tokens": 20,
             "num_prefix_query_tokens": 8,
@@ -115,6 +119,9 @@ class ScriptedEngine:
     def reset_prefix_cache(self) -> None:
         self.model_info()
 
+    def self_check(self) -> None:
+        self.num_self_checks += 1
+
     @property
     def last(self) -> Submission:
         return self.submissions[-1]
@@ -124,7 +131,11 @@ class ScriptedStream(RequestStream):
     """Makes the next output whenever its reader has none left."""
 
     def __init__(self, engine: ScriptedEngine, submission: Submission) -> None:
-        super().__init__(submission.sampling.n, lambda _: setattr(submission, "aborted", True))
+        super().__init__(
+            submission.sampling.n,
+            lambda _: setattr(submission, "aborted", True),
+            lambda _, index: submission.stopped.append(index),
+        )
         self._engine = engine
         self._outputs = list(_outputs(engine, submission))
         self._idle = engine.idle_gets
@@ -160,6 +171,7 @@ def _rows(engine: ScriptedEngine, submission: Submission, index: int) -> list[Re
             logprobs=_logprobs(ids[i : i + step], sampling.logprobs),
             num_prompt_tokens=len(submission.prompt),
             num_cached_tokens=engine.cached_tokens,
+            queue_time_us=engine.queue_time_us,
         )
         for i in range(0, len(ids), step)
     ]

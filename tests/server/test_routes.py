@@ -89,7 +89,7 @@ class TestKeys:
 
 
 class TestAdministration:
-    ROUTES = (("POST", "/reset_prefix_cache"), ("GET", "/server_info"))
+    ROUTES = (("POST", "/reset_prefix_cache"), ("POST", "/self_check"), ("GET", "/server_info"))
 
     def test_absent_by_default(self, server: Server) -> None:
         for method, path in self.ROUTES:

@@ -24,6 +24,9 @@ def measure(engine: OfflineEngine, items: Sequence[Item]) -> dict[str, object]:
     engine.run(fixed(8, 64, 16, seed=WARM_UP_SEED))
     totals = engine.run(items)
     tokens = totals.prompt_tokens + totals.output_tokens
+    stats = totals.stats
+    busy_s = stats.get("step_seconds", 0.0) - stats.get("wait_seconds", 0.0)
+    steps = int(stats.get("num_steps", 0))
     return {
         "requests": len(items),
         "duration_s": totals.seconds,
@@ -32,7 +35,8 @@ def measure(engine: OfflineEngine, items: Sequence[Item]) -> dict[str, object]:
         "requests_per_s": len(items) / totals.seconds,
         "output_tokens_per_s": totals.output_tokens / totals.seconds,
         "total_tokens_per_s": tokens / totals.seconds,
-        "preemptions": int(totals.stats.get("num_preemptions", 0)),
-        "steps": int(totals.stats.get("num_steps", 0)),
-        "prefix_hit_tokens": int(totals.stats.get("num_prefix_hit_tokens", 0)),
+        "preemptions": int(stats.get("num_preemptions", 0)),
+        "steps": steps,
+        "engine_thread_us_per_step": busy_s / max(1, steps) * 1e6,
+        "prefix_hit_tokens": int(stats.get("num_prefix_hit_tokens", 0)),
     }

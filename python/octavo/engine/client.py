@@ -39,6 +39,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
         progress: Share of the phase that is done, 0 to 1.
         bytes_done: Bytes read or downloaded in this phase.
         bytes_total: 0 where the phase has no bytes.
+        bytes_found: Of bytes_done, those that were there before the phase.
         elapsed_s: Seconds since the server process started.
         heartbeat_age_s: Seconds since the engine's last sign of life; 0 before its first one.
         is_ready: Requests are served.
@@ -53,6 +54,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     progress: float = 0.0
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_found: int = 0
     elapsed_s: float = 0.0
     heartbeat_age_s: float = 0.0
     is_ready: bool = False
@@ -61,6 +63,18 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     generation: int = 1
     phase_seconds: dict[str, float] = {}
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Mean rate of the running phase; 0 where there is none yet."""
+        seconds = self.phase_seconds.get(self.phase, 0.0)
+        return max(0, self.bytes_done - self.bytes_found) / seconds if seconds > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What the bytes that are left take at that rate; None where that is not known."""
+        rate = self.bytes_per_s
+        return (self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -88,6 +102,7 @@ class RequestOutput(msgspec.Struct):
         stop_token_id: The id that ended the sequence, where one did.
         num_prompt_tokens: Length of the prompt.
         num_cached_tokens: Of these, served from the prefix cache.
+        queue_time_us: From the request's arrival in the engine to its first step.
     """
 
     sequence_index: int
@@ -98,6 +113,7 @@ class RequestOutput(msgspec.Struct):
     stop_token_id: int | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    queue_time_us: int = 0
 
     def extend(self, later: RequestOutput) -> None:
         """Append what the same sequence produced later."""
@@ -119,6 +135,7 @@ class RequestStream:
     Args:
         num_sequences: Each of them ends with a finish reason.
         abort: Stops the request in the engine.
+        abort_sequence: Stops one of its sequences there.
         is_ticked: Somebody calls tick().
     """
 
@@ -126,11 +143,13 @@ class RequestStream:
         self,
         num_sequences: int,
         abort: Callable[[RequestStream], None],
+        abort_sequence: Callable[[RequestStream, int], None],
         *,
         is_ticked: bool = False,
     ) -> None:
         self._unfinished = num_sequences  # sequences whose last output was not fed yet
         self._abort = abort
+        self._abort_sequence = abort_sequence
         self._is_ticked = is_ticked
         self._deadline = math.inf  # of the wait that tick() is to end
         self._waiting: deque[RequestOutput] = deque()
@@ -205,6 +224,11 @@ class RequestStream:
             self._wakeup.set()
             self._abort(self)
 
+    def abort_sequence(self, index: int) -> None:
+        """Stop one sequence; its last output still comes. As abort() otherwise."""
+        if not self.is_ended:
+            self._abort_sequence(self, index)
+
     def __enter__(self) -> RequestStream:
         return self
 
@@ -245,14 +269,16 @@ class RequestStream:
 
     def _merge_all(self) -> None:
         """One output for each sequence; those with a finish reason are the last of theirs."""
-        merged: dict[int, RequestOutput] = {}
+        newest_first: list[RequestOutput] = []  # the reader takes the oldest meanwhile
         with contextlib.suppress(IndexError):
             while True:
-                each = self._waiting.popleft()
-                if each.sequence_index in merged:
-                    merged[each.sequence_index].extend(each)
-                else:
-                    merged[each.sequence_index] = each
+                newest_first.append(self._waiting.pop())
+        merged: dict[int, RequestOutput] = {}
+        for each in reversed(newest_first):
+            if each.sequence_index in merged:
+                merged[each.sequence_index].extend(each)
+            else:
+                merged[each.sequence_index] = each
         self._waiting.extend(merged.values())
 
 
@@ -296,6 +322,16 @@ class EngineClient(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached block that nobody holds.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+        """
+
+    def self_check(self) -> None:
+        """Have the engine check its own accounting before its next step.
+
+        Once it was found consistent, num_self_checks of stats() is one more. Otherwise the engine
+        fails, and is started again.
 
         Raises:
             NotReadyError: The engine is not ready.

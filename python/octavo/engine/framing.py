@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TypeVar
+
+import msgspec
 
 from octavo.engine.protocol import LENGTH, MAX_FRAME_BYTES
 
-if TYPE_CHECKING:
-    import msgspec
+T = TypeVar("T")
 
 
 class FrameError(Exception):
@@ -27,6 +28,18 @@ def encode(message: msgspec.Struct, encoder: msgspec.msgpack.Encoder) -> bytes:
         raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
     LENGTH.pack_into(frame, 0, size)
     return bytes(frame)
+
+
+def decode(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """The message of a frame's body.
+
+    Raises:
+        FrameError: It is none.
+    """
+    try:
+        return decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a message: {error}") from None
 
 
 class FrameBuffer:

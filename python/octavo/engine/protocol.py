@@ -23,8 +23,8 @@ MAX_FRAME_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
 # request_id, sequence_index, num_tokens, num_prompt_tokens, num_cached_tokens, stop_token_id,
-# num_logprobs, num_prompt_logprobs, finish_reason
-RECORD = struct.Struct("<QIIIIiIIB3x")
+# num_logprobs, num_prompt_logprobs, queue_time_us, finish_reason
+RECORD = struct.Struct("<QIIIIiIIIB7x")
 # token_id, logprob, rank
 LOGPROB = struct.Struct("<ifi")
 
@@ -47,6 +47,13 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
     ids: list[int]
 
 
+class AbortSequence(msgspec.Struct, tag="abort_sequence", array_like=True, frozen=True):
+    """Stop one sequence of a request; it still gets its last record."""
+
+    id: int
+    index: int
+
+
 class GetStats(msgspec.Struct, tag="get_stats", array_like=True, frozen=True):
     """Ask for Stats."""
 
@@ -55,6 +62,10 @@ class GetStats(msgspec.Struct, tag="get_stats", array_like=True, frozen=True):
 
 class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", array_like=True, frozen=True):
     """Forget every cached block that nobody holds."""
+
+
+class SelfCheck(msgspec.Struct, tag="self_check", array_like=True, frozen=True):
+    """Have the engine check its own accounting; num_self_checks of Stats tells of it."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
@@ -90,5 +101,5 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     values: dict[str, float]
 
 
-ToEngine = Submit | Abort | GetStats | ResetPrefixCache
+ToEngine = Submit | Abort | AbortSequence | GetStats | ResetPrefixCache | SelfCheck
 ToWorker = Welcome | Outputs | Refused | Stats

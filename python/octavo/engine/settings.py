@@ -26,14 +26,18 @@ _SAME = (
     "gpu_memory_utilization",
     "kv_cache_dtype",
     "max_num_seqs",
-    "max_num_batched_tokens",
     "enable_chunked_prefill",
     "enable_prefix_caching",
     "scheduling_policy",
     "max_num_queued_reqs",
+    "max_num_queued_tokens",
     "seed",
 )
-_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+# Tokens of a step where nothing is said. On two cores 512 take half a second, and no other stream
+# gets a token meanwhile: bench/results/2026-11-22-startup.md.
+_STEP_TOKENS_CPU = 512
+_STEP_TOKENS = 2048
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
 def engine_config(
@@ -45,6 +49,7 @@ def engine_config(
         setattr(core, name, getattr(config, name))
     core.device = device(config)
     core.weight_dtype = weight_dtype(config, info, core.device)
+    core.max_num_batched_tokens = step_tokens(config, core.device)
     core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
     core.keep_quantized = config.quantization != "none"
     core.quantization = quantize_to(config, core.device)
@@ -59,6 +64,15 @@ def device(config: ServeConfig) -> str:
     if config.device == AUTO:
         return "cuda:0" if _core.num_cuda_devices() > 0 else "cpu"
     return "cuda:0" if config.device == "cuda" else config.device
+
+
+def step_tokens(config: ServeConfig, device: str) -> int:
+    """Most tokens of one step: as given, or what suits the device and the other limits."""
+    if config.max_num_batched_tokens:
+        return config.max_num_batched_tokens
+    usual = _STEP_TOKENS_CPU if device == "cpu" else _STEP_TOKENS
+    whole_prompt = 0 if config.enable_chunked_prefill else config.max_model_len
+    return max(usual, config.max_num_seqs, whole_prompt)
 
 
 def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
@@ -82,7 +96,7 @@ def quantize_to(config: ServeConfig, device: str) -> str:
 
 
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
-    """Sampling parameters without what concerns only the text."""
+    """Sampling parameters without what the engine is told in other ways, or not at all."""
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     for name in _TEXT_ONLY:
         del fields[name]

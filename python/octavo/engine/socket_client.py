@@ -22,16 +22,18 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
-from octavo.engine.framing import FrameBuffer, FrameError, encode
+from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
     FINISH_REASONS,
     LOGPROB,
     RECORD,
     Abort,
+    AbortSequence,
     GetStats,
     Outputs,
     Refused,
     ResetPrefixCache,
+    SelfCheck,
     Stats,
     Submit,
     ToEngine,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 _LOCAL_ID = (1 << 48) - 1  # the bits of a record's id that this client chose
 _RECONNECT_S = 0.05
+_FULL_S = 0.02  # how long a full queue is taken to be full still
 _RECEIVE_BYTES = 256 << 10
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
@@ -57,12 +60,13 @@ _REFUSALS = {
 class _Live:
     """A request that the engine knows."""
 
-    __slots__ = ("logprobs", "prompt_logprobs", "stream")
+    __slots__ = ("logprobs", "prompt_logprobs", "stopped", "stream")
 
     def __init__(self, stream: RequestStream, sampling: SamplingParams) -> None:
         self.stream = stream
         self.logprobs = 1 + (sampling.logprobs or 0)
         self.prompt_logprobs = 1 + (sampling.prompt_logprobs or 0)
+        self.stopped: set[int] = set()  # sequences that were aborted from here
 
 
 class SocketEngineClient:
@@ -87,6 +91,7 @@ class SocketEngineClient:
         self._outbox_bytes = 0
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._full_until = 0.0
         self._is_closed = False
         self._socket: socket.socket | None = None
 
@@ -132,7 +137,7 @@ class SocketEngineClient:
         self._check_serving()
         if not isinstance(prompt_token_ids, bytes):
             prompt_token_ids = _int32(prompt_token_ids)
-        stream = RequestStream(sampling.n, self._abort, is_ticked=True)
+        stream = RequestStream(sampling.n, self._abort, self._abort_sequence, is_ticked=True)
         request_id = next(self._ids)
         message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
         frame = self._frame(message)
@@ -162,7 +167,17 @@ class SocketEngineClient:
         with self._lock:
             self._put(self._frame(ResetPrefixCache()))
 
+    def self_check(self) -> None:
+        """Have the engine check its own accounting."""
+        self.model_info()
+        with self._lock:
+            self._put(self._frame(SelfCheck()))
+
     # --- For the worker ---
+
+    def is_full(self) -> bool:
+        """The engine has just refused a request because too many wait."""
+        return time.monotonic() < self._full_until
 
     @property
     def num_live(self) -> int:
@@ -196,6 +211,13 @@ class SocketEngineClient:
             if request_id is not None:
                 self._live.pop(request_id, None)
                 self._put(self._frame(Abort([request_id])))
+
+    def _abort_sequence(self, stream: RequestStream, index: int) -> None:
+        with self._lock:
+            request_id = self._id_of.get(stream)
+            if request_id is not None:
+                self._live[request_id].stopped.add(index)
+                self._put(self._frame(AbortSequence(request_id, index)))
 
     def _frame(self, message: ToEngine) -> bytes:
         try:
@@ -239,7 +261,7 @@ class SocketEngineClient:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                     connection.connect(self._path)
                     self._serve(connection)
-            except (OSError, FrameError, msgspec.MsgspecError):
+            except (OSError, FrameError):
                 pass  # the engine is gone or went mad; either way this connection is over
             self._lose_connection()
             time.sleep(_RECONNECT_S)
@@ -250,13 +272,15 @@ class SocketEngineClient:
         buffer = FrameBuffer()
         while data := connection.recv(_RECEIVE_BYTES):
             for frame in buffer.feed(data):
-                self._dispatch(self._decoder.decode(frame))
+                self._dispatch(decode(frame, self._decoder))
 
     def _dispatch(self, message: ToWorker) -> None:
         if isinstance(message, Outputs):
             self._feed(message)
         elif isinstance(message, Refused):
             kind = _REFUSALS.get(message.kind, errors.EngineFaultError)
+            if kind is errors.QueueFullError:
+                self._full_until = time.monotonic() + _FULL_S
             self._fail(message.id, kind(message.message))
         elif isinstance(message, Stats):
             if answer := self._answers.get(message.token):
@@ -266,18 +290,18 @@ class SocketEngineClient:
             self._info = ModelInfo(message.vocab_size, message.max_model_len)
 
     def _feed(self, outputs: Outputs) -> None:
+        """Hand each record to its stream. The hottest loop of a worker: once a token."""
         columns = _Columns(outputs)
         live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):
-            request_id = record[0] & _LOCAL_ID
-            live = live_of(request_id)
+            live = live_of(record[0] & _LOCAL_ID)
             output = columns.take(record, live)
             if live is None:
                 continue  # aborted here while this record was on its way
             if output.finish_reason is None:
                 live.stream.feed(output)
             else:
-                self._finish(request_id, live, output, outputs.errors.get(record[0]))
+                self._finish(record[0] & _LOCAL_ID, live, output, outputs.errors.get(record[0]))
 
     def _finish(
         self, request_id: int, live: _Live, output: RequestOutput, message: str | None
@@ -286,8 +310,8 @@ class SocketEngineClient:
         if output.finish_reason == "error":
             error = errors.EngineFaultError(message or "The engine failed.")
             self._fail(request_id, error)
-        elif output.finish_reason == "abort":  # not by this client: the engine is ending
-            self._fail(request_id, engine_gone())
+        elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
+            self._fail(request_id, engine_gone())  # not by this client: the engine is ending
         else:
             live.stream.feed(output)
             if live.stream.is_ended:
@@ -337,7 +361,9 @@ class _Columns:
 
     def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
         """The output of the next record."""
-        _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, reason = record
+        (
+            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us, reason
+        ) = record  # fmt: skip
         start = self._token
         self._token = start + num_tokens
         output = RequestOutput(
@@ -347,6 +373,7 @@ class _Columns:
             stop_token_id=stop_id if stop_id >= 0 else None,
             num_prompt_tokens=num_prompt,
             num_cached_tokens=num_cached,
+            queue_time_us=queue_us,
         )
         if num_lp or num_plp:
             self._take_logprobs(output, num_lp, num_plp, live)

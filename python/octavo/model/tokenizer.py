@@ -62,7 +62,7 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text.
+        """The token ids of a text. Other threads run meanwhile.
 
         Args:
             text: Any text; special tokens in it are recognised.
@@ -72,10 +72,7 @@ class Tokenizer:
         Raises:
             InvalidRequestError: The text holds a lone surrogate.
         """
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (UnicodeEncodeError, TypeError):
-            raise InvalidRequestError("The text is not valid Unicode.") from None
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
@@ -85,12 +82,12 @@ class Tokenizer:
         Raises:
             InvalidRequestError: A text holds a lone surrogate.
         """
-        try:
+        try:  # the backend's encode(), for one text, would hold the interpreter lock
             encodings = self.backend.encode_batch_fast(
                 list(texts), add_special_tokens=add_special_tokens
             )
         except (UnicodeEncodeError, TypeError):
-            raise InvalidRequestError("A text is not valid Unicode.") from None
+            raise InvalidRequestError("The text is not valid Unicode.") from None
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

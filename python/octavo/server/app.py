@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from octavo.server.admin import ResetPrefixCacheResource, ServerInfoResource
+from octavo.server.admin import ResetPrefixCacheResource, SelfCheckResource, ServerInfoResource
 from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
 from octavo.server.error_responses import add_error_handlers
@@ -50,6 +50,7 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
             Origins(context.config.allowed_origins),
             ApiKeys(context.api_keys, context.config.admin_api_key),
             ReadinessMiddleware(readiness),
+            *([context.tracing] if context.tracing else []),
         ]
     )
     app.req_options.strip_url_path_trailing_slash = False
@@ -86,6 +87,7 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     }
     if context.config.enable_admin:
         table["/reset_prefix_cache"] = ResetPrefixCacheResource(context)
+        table["/self_check"] = SelfCheckResource(context)
         table["/server_info"] = ServerInfoResource(context)
     openapi.describe(table)
     return table

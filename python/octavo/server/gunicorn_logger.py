@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.glogging import Logger
 
 from octavo.logs import LOGGER_NAME
+from octavo.server.request_report import REPORT, REQUEST_ID
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-_PROBES = frozenset({"/health", "/ready", "/readyz", "/ping", "/livez", "/startupz", "/metrics"})
+PROBES = frozenset({"/health", "/ready", "/readyz", "/ping", "/livez", "/startupz", "/metrics"})
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
@@ -38,7 +39,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
             return
         status = str(resp.status).split(None, 1)[0]
         path = environ.get("PATH_INFO", "")
-        if path in _PROBES:
+        if path in PROBES:
             return
         del req
         seconds = request_time.total_seconds()
@@ -54,6 +55,14 @@ class GunicornLogger(Logger):  # type: ignore[misc]
                     "path": path,
                     "status": int(status) if status.isdecimal() else status,
                     "seconds": round(seconds, 6),
+                    "request_id": environ.get(REQUEST_ID),
+                    **_cost(environ),
                 }
             },
         )
+
+
+def _cost(environ: dict[str, Any]) -> dict[str, object]:
+    """What a request that generated has cost."""
+    report = environ.get(REPORT)
+    return {} if report is None else dict(report().fields())

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from octavo.config import ServeConfig
 
 HUB_TIMEOUT_S = 60  # a worker whose event loop stands still for so long is killed and replaced
-KEEPALIVE_S = 75  # longer than the idle time-out of common load balancers; also bounds slow headers
 BACKLOG = 2048
-MAX_CONNECTIONS = 65536  # a worker's; far above what is admitted, so that probes find a place
 
 
 def gunicorn_settings(config: ServeConfig, **adopting: Any) -> dict[str, Any]:
@@ -39,11 +37,10 @@ def gunicorn_settings(config: ServeConfig, **adopting: Any) -> dict[str, Any]:
         "bind": f"unix:{config.uds}" if config.uds else f"{_bracketed(config.host)}:{config.port}",
         "workers": config.api_server_count,
         "worker_class": "octavo.server.worker.Worker",
-        "worker_connections": MAX_CONNECTIONS,
         "backlog": BACKLOG,
         "timeout": HUB_TIMEOUT_S,
         "graceful_timeout": int(config.shutdown_timeout + WORKER_MARGIN_S) + 1,
-        "keepalive": KEEPALIVE_S,
+        "keepalive": max(1, round(config.keep_alive_timeout)),
         "control_socket_disable": True,
         "certfile": config.ssl_certfile or None,
         "keyfile": config.ssl_keyfile or None,

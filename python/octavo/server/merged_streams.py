@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from octavo.errors import OctavoError
 
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.engine.client import RequestOutput, RequestStream
+
+
+_MAX_QUEUED = 1024
+_LOOK_S = 1.0  # how often a reader that waits looks whether anybody reads on
+
+_Item: TypeAlias = "tuple[int, RequestOutput | OctavoError | None]"
 
 
 class Outputs(Protocol):
@@ -27,6 +34,9 @@ class Outputs(Protocol):
     @property
     def is_finished(self) -> bool:
         """No output will come any more."""
+
+    def close(self) -> None:
+        """End it: get() returns None from now on. Never blocks."""
 
 
 class OneStream:
@@ -45,19 +55,27 @@ class OneStream:
         """See Outputs."""
         return self._stream.is_finished
 
+    def close(self) -> None:
+        """See Outputs: there is nobody to stop."""
+
 
 class MergedStreams:
-    """A reader for each stream, all writing to one queue, in the order of arrival."""
+    """A reader for each stream, all writing to one queue, in the order of arrival.
+
+    The queue is bounded: where the client reads slowly the readers wait, and what comes meanwhile
+    is merged in their streams.
+    """
 
     def __init__(self, streams: Sequence[RequestStream]) -> None:
-        self._queue: queue.Queue[tuple[int, RequestOutput | OctavoError | None]] = queue.Queue()
+        self._queue: queue.Queue[_Item] = queue.Queue(_MAX_QUEUED)
+        self._is_closed = False
         self._running = len(streams)
         for index, stream in enumerate(streams):
             threading.Thread(target=self._read, args=(index, stream), daemon=True).start()
 
     def get(self, timeout: float | None) -> tuple[int, RequestOutput] | None:
         """See Outputs."""
-        while self._running:
+        while not self.is_finished:
             try:
                 index, item = self._queue.get(timeout=timeout)
             except queue.Empty:
@@ -66,6 +84,7 @@ class MergedStreams:
                 self._running -= 1
             elif isinstance(item, OctavoError):
                 self._running = 0
+                self._is_closed = True
                 raise item
             else:
                 return index, item
@@ -74,13 +93,25 @@ class MergedStreams:
     @property
     def is_finished(self) -> bool:
         """See Outputs."""
-        return self._running == 0
+        return self._running == 0 or self._is_closed
+
+    def close(self) -> None:
+        """See Outputs."""
+        self._is_closed = True
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait((0, None))  # wakes who waits in get()
 
     def _read(self, index: int, stream: RequestStream) -> None:
         try:
             for output in stream:
-                self._queue.put((index, output))
+                self._put((index, output))
         except OctavoError as error:
-            self._queue.put((index, error))
+            self._put((index, error))
         else:
-            self._queue.put((index, None))
+            self._put((index, None))
+
+    def _put(self, item: _Item) -> None:
+        while not self._is_closed:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=_LOOK_S)
+                return

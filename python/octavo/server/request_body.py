@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import gevent
 from gevent import monkey
+from gunicorn.http.errors import ParseException
 
 from octavo.errors import InvalidRequestError, RequestError
 
 if TYPE_CHECKING:
     import falcon
 
-READ_DEADLINE_S = 60.0
 _PIECE = 1 << 16
 
 
@@ -31,7 +31,7 @@ class BodyTooSlowError(RequestError):
     code = "body_too_slow"
 
 
-def read_body(req: falcon.Request, max_bytes: int) -> bytearray:
+def read_body(req: falcon.Request, max_bytes: int, deadline_s: float) -> bytearray:
     """The whole body.
 
     Raises:
@@ -44,11 +44,11 @@ def read_body(req: falcon.Request, max_bytes: int) -> bytearray:
     if length is not None and length > max_bytes:
         raise _too_large(max_bytes)
     try:
-        with _deadline(READ_DEADLINE_S):
+        with _deadline(deadline_s):
             return _read(req, length, max_bytes)
-    except gevent.Timeout:
+    except (gevent.Timeout, TimeoutError):  # too long in all, or silent for too long
         raise BodyTooSlowError("The request body did not come in time.") from None
-    except OSError:  # includes what gunicorn raises for a malformed chunk
+    except (OSError, ParseException):  # it ended early, or a chunk is malformed
         raise InvalidRequestError("The request body did not arrive whole.") from None
 
 
@@ -71,6 +71,8 @@ def _read(req: falcon.Request, length: int | None, max_bytes: int) -> bytearray:
         body += piece
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
+    if length is not None and len(body) < length:  # what came may well be JSON by itself
+        raise InvalidRequestError("The request body did not arrive whole.")
     return body
 
 

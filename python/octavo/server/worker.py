@@ -12,20 +12,33 @@ import logging
 import os
 import signal
 import socket
+import ssl
+import struct
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pool import Pool
-from gevent.server import StreamServer
+from gunicorn.http import errors as http_errors
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from octavo.errors import NotReadyError, OctavoError
+from octavo.errors import NotReadyError, OctavoError, QueueFullError, RequestError
 from octavo.processes import die_with_parent
+from octavo.server.connection import Listener
+from octavo.server.connections import (
+    RESERVE,
+    BadHttpError,
+    Connections,
+    TooManyConnectionsError,
+    answer_bytes,
+    connection_limit,
+)
+from octavo.server.gunicorn_logger import PROBES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
     from octavo.server.arbiter import Shared
@@ -34,7 +47,18 @@ _TICK_S = 0.05
 _NOTIFY_S = 1.0
 _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
-_SILENCE_S = 30.0  # a client that neither sends its body nor reads its answer for so long is gone
+_PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
+_LINGER_S = 0.2
+_GENERATIONS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
+_RESET = struct.pack("ii", 1, 0)
+
+_BAD_HTTP = (
+    (http_errors.LimitRequestLine, 414),
+    (http_errors.LimitRequestHeaders, 431),
+    (http_errors.ExpectationFailed, 417),
+    (http_errors.ParseException, 400),
+    (ssl.SSLError, 400),
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +73,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._shared: Shared = self.app.octavo
         self._page = self._shared.runtime.page
         self._active = 0  # requests being answered
+        self._connections = Connections(connection_limit())
         self._notified = 0.0  # when the arbiter last heard of us
         with contextlib.suppress(OSError):
             os.close(self._shared.lifeline)
@@ -62,8 +87,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         shared = self._shared
         metrics = RequestMetrics(shared.metrics, self.slot)
+        self._refusal = answer_bytes(
+            QueueFullError("Too many requests are waiting. Try again later."), closes=False
+        )
         self._assembly = assemble(shared.config, shared.runtime, metrics)
-        self.wsgi = self._assembly.app
+        self.wsgi = _in_pieces(self._assembly.app)
         gevent.get_hub().threadpool.spawn(self._load_model)  # a thread proper, not a greenlet
 
     def _load_model(self) -> None:
@@ -109,7 +137,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish()
         for server in servers:
             server.stop(timeout=0)
-        self._assembly.client.close()
+        self._assembly.close()
 
     def _is_wanted(self) -> bool:
         return self.alive and not self._page.is_draining
@@ -125,15 +153,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
         gevent.sleep(_TICK_S)
 
-    def _listen(self, listener: Any) -> StreamServer:
+    def _listen(self, listener: Any) -> Listener:
         listener.settimeout(None)
         # Inherited by connections: the kernel would buffer megabytes for a client that is slow.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        arguments = {"ssl_context": ssl_context(self.cfg)} if self.cfg.is_ssl else {}
-        server = StreamServer(
+        arguments: dict[str, Any] = {}
+        if self.cfg.is_ssl:  # the handshake waits for handle(), which has a deadline
+            arguments = {"ssl_context": ssl_context(self.cfg), "do_handshake_on_connect": False}
+        server = Listener(
             listener,
             handle=partial(self.handle, listener),
-            spawn=Pool(self.worker_connections),
+            spawn=Pool(self._connections.limit + RESERVE),
             **arguments,
         )
         if self.cfg.workers > 1:
@@ -154,21 +184,107 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while self._active and time.monotonic() < deadline:
             self._rest()
 
+    # --- One connection ---
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve a connection; one that idles is closed when others need its place."""
+        try:
+            with self._connections.place():
+                if self.cfg.is_ssl:
+                    client.settimeout(self._shared.config.client_timeout)
+                    client.do_handshake()
+                super().handle(listener, client, addr)
+        except OSError as error:
+            log.debug("A TLS handshake failed: %s", error)
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """An idle connection that is closed at the end is no error."""
-        if not isinstance(exc, gevent.GreenletExit):
+        """What is no HTTP gets our shape of error; a connection that makes room gets nothing."""
+        if isinstance(exc, gevent.GreenletExit):
+            return
+        status = _status_of(exc)
+        if status is None:
             super().handle_error(req, client, addr, exc)
+        else:
+            log.debug("A request that is not HTTP: %s", exc)
+            _say(client, BadHttpError(status))
 
     def handle_request(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
         """Answer one request; the last one of its connection while the server drains."""
         if self._page.is_draining:
             self.alive = False
+        if not _names_one_host(req):
+            _say(client, BadHttpError(400))
+            raise StopIteration
         self._active += 1
-        client.settimeout(_SILENCE_S)
+        client.settimeout(self._shared.config.client_timeout)
         try:
-            super().handle_request(listener_name, req, client, addr)
+            if self._sheds(req):
+                client.sendall(self._refusal)
+                return
+            with self._connections.busy() as has_place:
+                if not has_place and req.path not in PROBES:
+                    error = TooManyConnectionsError("The server has too many connections.")
+                    _say(client, error)
+                    raise StopIteration
+                super().handle_request(listener_name, req, client, addr)
         except TimeoutError:
+            # A reset, or the kernel would go on offering what the client does not read.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise StopIteration from None  # gunicorn's way to close the connection
         finally:
             self._active -= 1
             client.settimeout(None)  # between requests the keep-alive time-out rules
+
+    def _sheds(self, req: Any) -> bool:
+        """Whether to refuse without a look at the body.
+
+        Under overload most requests are refused; each must cost little, or the admitted ones
+        starve.
+        """
+        is_generation = req.method == "POST" and req.path in _GENERATIONS
+        return is_generation and self._assembly.client.is_full()
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The status for what a client sent wrongly; None for any other fault."""
+    if isinstance(error, http_errors.InvalidResponseHeader):  # ours, and yet of that family
+        return None
+    for kind, status in _BAD_HTTP:
+        if isinstance(error, kind):
+            return status
+    return None
+
+
+def _names_one_host(req: Any) -> bool:
+    """As HTTP/1.1 demands; without it proxies and servers can differ about whom they serve."""
+    count = sum(name == "HOST" for name, _ in req.headers)
+    return bool(count == 1 or (count == 0 and req.version < (1, 1)))
+
+
+def _say(client: Any, error: RequestError) -> None:
+    """Send a connection's last answer.
+
+    A close with bytes unread is a reset, which may overtake the answer: so those that are there
+    are read.
+    """
+    with contextlib.suppress(OSError):
+        client.settimeout(_LINGER_S)
+        client.sendall(answer_bytes(error, closes=True))
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(16):
+            if not client.recv(_PIECE_BYTES):
+                break
+
+
+def _in_pieces(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Cut long answers: a send's deadline would hold for all of one, however fast it is read."""
+
+    def cut(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = app(environ, start_response)
+        if not isinstance(body, list) or all(len(part) <= _PIECE_BYTES for part in body):
+            return body
+        return [
+            part[i : i + _PIECE_BYTES] for part in body for i in range(0, len(part), _PIECE_BYTES)
+        ]
+
+    return cut

@@ -184,6 +184,17 @@ TEST_F(EngineTest, ResetForgetsThePrefixCache) {
   EXPECT_EQ(cached_tokens_of(3), 0);
 }
 
+TEST_F(EngineTest, ASelfCheckIsCountedBesideRunningRequests) {
+  engine_->submit(make_request(1, 4, 5));
+  engine_->step();
+  engine_->self_check();
+  EXPECT_EQ(engine_->stats().num_self_checks, 0);
+  run();
+  EXPECT_EQ(engine_->stats().num_self_checks, 1);
+  EXPECT_EQ(taken_.at(1).finish_reason, FinishReason::kLength);
+  EXPECT_TRUE(engine_->is_healthy());
+}
+
 TEST_F(EngineTest, AnInvalidRowEndsItsSequenceOnly) {
   engine_->submit(make_request(1, 4, 5));
   engine_->submit(make_request(2, 4, 5));
@@ -390,16 +401,30 @@ TEST_F(EngineTest, TheHeartbeatIsStoredAtEachStep) {
 // A runner that allocates nothing itself.
 class ConstantRunner final : public StepRunner {
  public:
-  void run(const ScheduledBatch& batch, StepResult& result) override {
+  explicit ConstantRunner(int32_t max_steps_in_flight) : results_(max_steps_in_flight) {}
+
+  int32_t max_steps_in_flight() const override { return static_cast<int32_t>(results_.size()); }
+
+  void launch(const ScheduledBatch& batch) override {
+    StepResult& result = results_[num_launched_++ % results_.size()];
     result.clear();
     for (const ScheduledSequence& row : batch.sequences) {
       result.token_ids.push_back(row.samples ? 1 + static_cast<int32_t>(row.seed % 7) : -1);
       result.is_invalid.push_back(0);
     }
   }
+
+  void wait(StepResult& result) override {
+    std::swap(result, results_[num_waited_++ % results_.size()]);
+  }
+
+ private:
+  std::vector<StepResult> results_;
+  size_t num_launched_ = 0;
+  size_t num_waited_ = 0;
 };
 
-class SteadyStateTest : public ::testing::TestWithParam<bool> {};
+class SteadyStateTest : public ::testing::TestWithParam<std::tuple<bool, int32_t>> {};
 
 TEST_P(SteadyStateTest, AStepAllocatesNothing) {
   EngineConfig config = small_config();
@@ -407,8 +432,9 @@ TEST_P(SteadyStateTest, AStepAllocatesNothing) {
   config.max_num_batched_tokens = 256;
   config.max_num_queued_reqs = 100;
   config.max_model_len = 1024;
-  config.enable_prefix_caching = GetParam();
-  Engine engine(config, kVocabSize, 64 * 256, std::make_unique<ConstantRunner>());
+  config.enable_prefix_caching = std::get<0>(GetParam());
+  Engine engine(config, kVocabSize, 64 * 256,
+                std::make_unique<ConstantRunner>(std::get<1>(GetParam())));
   for (uint64_t id = 0; id < 64; ++id) engine.submit(make_request((id % 3) << 48 | id, 20, 900));
   std::vector<OutputBatch> batches;
   const auto step = [&] {
@@ -422,8 +448,8 @@ TEST_P(SteadyStateTest, AStepAllocatesNothing) {
   EXPECT_EQ(engine.stats().num_running, 64);
 }
 
-INSTANTIATE_TEST_SUITE_P(PrefixCaching, SteadyStateTest, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "On" : "Off"; });
+INSTANTIATE_TEST_SUITE_P(PrefixCachingAndStepsInFlight, SteadyStateTest,
+                         ::testing::Combine(::testing::Bool(), ::testing::Values(1, 2)));
 
 }  // namespace
 }  // namespace octavo

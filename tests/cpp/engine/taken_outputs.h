@@ -17,6 +17,7 @@ struct TakenSequence {
   uint16_t connection = 0;
   std::vector<int32_t> token_ids;
   FinishReason finish_reason = FinishReason::kNone;
+  std::vector<LogprobEntry> logprobs;
   uint32_t num_cached_tokens = 0;
   std::string error;
 };
@@ -34,6 +35,7 @@ class TakenOutputs {
   const TakenSequence& at(uint64_t request_id, uint32_t index = 0) const {
     return sequences_.at({request_id, index});
   }
+  const auto& all() const { return sequences_; }
   bool empty() const { return sequences_.empty(); }
   int64_t num_finished() const {
     return std::ssize(sequences_) - num_finished(FinishReason::kNone);
@@ -46,12 +48,15 @@ class TakenOutputs {
  private:
   void read(const OutputBatch& batch) {
     auto token = batch.token_ids.begin();
+    auto logprob = batch.logprobs.begin();
     for (const OutputRecord& record : batch.records) {
       TakenSequence& sequence = sequences_[{record.request_id, record.sequence_index}];
       check(sequence.finish_reason == FinishReason::kNone, "a record after the last one");
       sequence.connection = batch.connection;
       sequence.token_ids.insert(sequence.token_ids.end(), token, token + record.num_tokens);
       token += record.num_tokens;
+      sequence.logprobs.insert(sequence.logprobs.end(), logprob, logprob + record.num_logprobs);
+      logprob += record.num_logprobs;
       sequence.finish_reason = static_cast<FinishReason>(record.finish_reason);
       sequence.num_cached_tokens = record.num_cached_tokens;
     }

@@ -65,8 +65,9 @@ TEST(ForwardBatch, FlattensTheBatch) {
   EXPECT_EQ(read(in.slot_mapping, 4), (std::vector<int64_t>{5, 8, 9, 10}));
   EXPECT_EQ(read(in.query_start_loc, 3), (std::vector<int32_t>{0, 1, 4}));
   EXPECT_EQ(read(in.seq_lens, 2), (std::vector<int32_t>{6, 3}));
-  EXPECT_EQ(in.block_table_stride, 2);
-  EXPECT_EQ(read(in.block_tables, 4), (std::vector<int32_t>{3, 1, 2, 0}));
+  EXPECT_EQ(in.block_table_stride, kLimits.max_blocks_per_sequence());
+  EXPECT_EQ(read(in.block_tables, 2), f.blocks_a);
+  EXPECT_EQ(read(in.block_tables + in.block_table_stride, 1), f.blocks_b);
   EXPECT_EQ(read(in.logits_indices, 2), (std::vector<int32_t>{0, 3}));
   EXPECT_EQ(in.host_seq_lens[1], 3);
   EXPECT_EQ(in.host_query_start_loc[2], 4);
@@ -110,6 +111,38 @@ TEST(ForwardBatch, OutputTokensAreNoPromptRows) {
   f.batch.num_tokens = 6;
   const ForwardInputs& in = f.forward.build(f.batch);
   EXPECT_EQ(read(in.logits_indices, in.num_logits), (std::vector<int32_t>{0, 1, 2, 5}));
+}
+
+TEST(ForwardBatch, PaddingIsNoSequenceAndWritesNoSlot) {
+  Fixture f;
+  f.decode_and_prefill(false);
+  f.batch.sequences.pop_back();
+  f.batch.num_tokens = 1;
+  const ForwardInputs& in = f.forward.build(f.batch, 3);
+  EXPECT_EQ(in.num_tokens, 4);
+  EXPECT_EQ(in.num_seqs, 4);
+  EXPECT_EQ(in.num_logits, 4);
+  EXPECT_EQ(read(in.token_ids, 4), (std::vector<int32_t>{10, 0, 0, 0}));
+  EXPECT_EQ(read(in.slot_mapping, 4), (std::vector<int64_t>{5, -1, -1, -1}));
+  EXPECT_EQ(read(in.seq_lens, 4), (std::vector<int32_t>{6, 0, 0, 0}));
+  EXPECT_EQ(read(in.query_start_loc, 5), (std::vector<int32_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(read(in.logits_indices, 4), (std::vector<int32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(in.host_seq_lens[3], 0);
+  EXPECT_EQ(in.host_query_start_loc[4], 4);
+  EXPECT_EQ(f.forward.sample_rows().size(), 1u);
+}
+
+TEST(ForwardBatch, AddressesStayTheSame) {
+  Fixture f;
+  f.decode_and_prefill(false);
+  const ForwardInputs first = f.forward.build(f.batch);
+  f.batch.sequences.pop_back();
+  f.batch.num_tokens = 1;
+  const ForwardInputs& second = f.forward.build(f.batch, 2);
+  EXPECT_EQ(first.token_ids, second.token_ids);
+  EXPECT_EQ(first.slot_mapping, second.slot_mapping);
+  EXPECT_EQ(first.block_tables, second.block_tables);
+  EXPECT_EQ(first.logits_indices, second.logits_indices);
 }
 
 TEST(ForwardBatch, AllocatesOnceAndChecksItsLimits) {

@@ -1,10 +1,13 @@
 // A model without a device: the next token is a hash of everything before it, read back through the
 // block tables from simulated key/value memory. A block that is shared, reused or recomputed
-// wrongly changes what is read, and run() throws.
+// wrongly changes what is read, and wait() throws. A step is computed as late as can be, when it is
+// waited for: all that launch() read is a copy, as on a device that lags behind.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <span>
@@ -33,6 +36,7 @@ struct FakeRunnerOptions {
   int64_t block_size = 0;
   int32_t max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
+  int32_t max_steps_in_flight = 1;
 };
 
 class FakeRunner final : public StepRunner {
@@ -40,15 +44,29 @@ class FakeRunner final : public StepRunner {
   explicit FakeRunner(const FakeRunnerOptions& options)
       : options_(options), memory_(options.num_blocks * options.block_size, 0) {}
 
-  void run(const ScheduledBatch& batch, StepResult& result) override {
+  int32_t max_steps_in_flight() const override { return options_.max_steps_in_flight; }
+
+  void launch(const ScheduledBatch& batch) override {
     // Called through copies, so that a hook can take itself away.
     if (const auto hook = before_run) hook(batch);
     check_batch(batch);
+    if (batch.before_sampling) batch.before_sampling();
+    check(std::ssize(in_flight_) < options_.max_steps_in_flight, "too many steps in flight");
+    in_flight_.emplace_back(batch);
+  }
+
+  void wait(StepResult& result) override {
+    check(!in_flight_.empty(), "nothing is in flight");
+    Launched step = std::move(in_flight_.front());
+    in_flight_.pop_front();
     result.clear();
     result.logprob_offsets.push_back(0);
     result.prompt_logprob_offsets.push_back(0);
-    for (const ScheduledSequence& row : batch.sequences) run_row(row, result);
-    if (const auto hook = after_run) hook(batch, result);
+    for (Row& row : step.rows) {
+      if (row.token_ids.back() == kPendingToken) row.token_ids.back() = drawn_[row.scheduled.slot];
+      run_row(row.scheduled, result);
+    }
+    if (const auto hook = after_run) hook(step.batch(), result);
   }
 
   // The token that follows `token_ids`: the oracle of a sequence run alone.
@@ -64,6 +82,35 @@ class FakeRunner final : public StepRunner {
   int64_t num_computed_tokens = 0;  // over all steps, recomputed ones included
 
  private:
+  // A row with its own copies of what it points to.
+  struct Row {
+    explicit Row(const ScheduledSequence& row)
+        : scheduled(row),
+          token_ids(row.token_ids.begin(), row.token_ids.end()),
+          block_table(row.block_table.begin(), row.block_table.end()),
+          banned(row.banned_token_ids.begin(), row.banned_token_ids.end()) {
+      scheduled.token_ids = token_ids;
+      scheduled.block_table = block_table;
+      scheduled.banned_token_ids = banned;
+    }
+    ScheduledSequence scheduled;
+    std::vector<int32_t> token_ids, block_table, banned;
+  };
+
+  struct Launched {
+    explicit Launched(const ScheduledBatch& batch) : num_tokens(batch.num_tokens) {
+      for (const ScheduledSequence& row : batch.sequences) rows.emplace_back(row);
+    }
+    ScheduledBatch batch() const {
+      ScheduledBatch copy;
+      for (const Row& row : rows) copy.sequences.push_back(row.scheduled);
+      copy.num_tokens = num_tokens;
+      return copy;
+    }
+    std::deque<Row> rows;  // which do not move
+    int64_t num_tokens;
+  };
+
   struct SlotContent {
     uint64_t seed = 0;
     std::vector<int32_t> token_ids;
@@ -79,6 +126,11 @@ class FakeRunner final : public StepRunner {
       const int64_t end = row.num_computed_tokens + row.num_scheduled_tokens;
       const auto num_known = static_cast<int64_t>(row.token_ids.size());
       check(end <= num_known && row.samples == (end == num_known), "wrong positions");
+      const auto pending = std::ranges::find(row.token_ids, kPendingToken);
+      check(pending >= row.token_ids.end() - 1, "a pending token before the last");
+      check(pending == row.token_ids.end() || !in_flight_.empty(), "nothing draws this token");
+      check(pending == row.token_ids.end() || row.sampling->bad_words.empty(),
+            "the bad words to ban depend on a token that is not known");
       check(static_cast<int64_t>(row.block_table.size()) * options_.block_size >= end, "uncovered");
       num_tokens += row.num_scheduled_tokens;
     }
@@ -119,9 +171,9 @@ class FakeRunner final : public StepRunner {
     }
     num_computed_tokens += row.num_scheduled_tokens;
     result.is_invalid.push_back(0);
-    const int32_t token_id =
-        row.samples ? sample(state, end, *row.sampling, row.seed, row.banned_token_ids) : -1;
+    const int32_t token_id = row.samples ? sample_masked(row, state, end) : -1;
     result.token_ids.push_back(token_id);
+    if (row.samples) drawn_[row.slot] = token_id;
     if (row.samples && row.sampling->logprobs >= 0) {
       push_logprobs(token_id, row.sampling->logprobs, end, result.logprobs);
     }
@@ -137,6 +189,16 @@ class FakeRunner final : public StepRunner {
     }
   }
 
+  // A mask shows as its smallest token.
+  int32_t sample_masked(const ScheduledSequence& row, uint64_t state, int64_t position) const {
+    for (size_t word = 0; word < row.token_bitmask.size(); ++word) {
+      if (row.token_bitmask[word] != 0) {
+        return static_cast<int32_t>(word * 32) + std::countr_zero(row.token_bitmask[word]);
+      }
+    }
+    return sample(state, position, *row.sampling, row.seed, row.banned_token_ids);
+  }
+
   int32_t sample(uint64_t state, int64_t position, const SamplingParams& sampling, uint64_t seed,
                  std::span<const int32_t> banned) const {
     uint64_t draw = sampling.temperature > 0 ? scramble(state ^ scramble(seed + position)) : state;
@@ -150,11 +212,13 @@ class FakeRunner final : public StepRunner {
   const FakeRunnerOptions options_;
   std::vector<uint64_t> memory_;  // [num_blocks, block_size], the state after each position
   std::map<int32_t, SlotContent> slots_;
+  std::map<int32_t, int32_t> drawn_;  // by slot
+  std::deque<Launched> in_flight_;
 };
 
 inline FakeRunnerOptions fake_options(const SchedulerOptions& options) {
-  return {options.vocab_size, options.blocks.num_blocks, options.blocks.block_size,
-          options.max_num_seqs, options.max_num_batched_tokens};
+  return {options.vocab_size,   options.blocks.num_blocks,      options.blocks.block_size,
+          options.max_num_seqs, options.max_num_batched_tokens, options.max_steps_in_flight};
 }
 
 }  // namespace octavo::testing

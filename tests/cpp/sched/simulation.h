@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -75,14 +76,25 @@ class Simulation {
     scheduler.add(Request(request));
   }
 
-  // One step with all counts checked; false if nothing was live.
+  // One step with all counts checked, as the engine does it; false if nothing was live.
   bool step() {
+    if (scheduler.needs_results()) end_step();
+    const bool was_live = scheduler.has_live();
     scheduler.schedule(batch);
-    if (batch.sequences.empty()) return false;
-    runner.run(batch, result);
-    scheduler.update(batch, result);
     scheduler.self_check();
-    return true;
+    const bool is_launched = !batch.sequences.empty();
+    if (is_launched) {
+      runner.launch(batch);
+      in_flight_.push_back(batch);
+    }
+    const int64_t num_left = is_launched ? options_.max_steps_in_flight - 1 : 0;
+    if (std::ssize(in_flight_) > num_left) end_step();
+    return was_live;
+  }
+
+  // Takes in all that is in flight.
+  void drain() {
+    while (!in_flight_.empty()) end_step();
   }
 
   // Steps until nothing is live; throws if that takes longer than any sound schedule would.
@@ -129,11 +141,19 @@ class Simulation {
   StepResult result;
 
  private:
+  void end_step() {
+    runner.wait(result);
+    scheduler.update(in_flight_.front(), result);
+    in_flight_.pop_front();
+    scheduler.self_check();
+  }
+
   static bool contains(const std::vector<int32_t>& ids, int32_t id) {
     return std::find(ids.begin(), ids.end(), id) != ids.end();
   }
 
   const SchedulerOptions options_;
+  std::deque<ScheduledBatch> in_flight_;
   std::map<uint64_t, Request> requests_;
 };
 
