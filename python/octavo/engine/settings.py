@@ -59,6 +59,11 @@ def engine_config(
     return core
 
 
+def keeps_codes(core: _core.EngineConfig) -> bool:
+    """Whether quantised safetensors keep their codes: the CPU multiplies them as they are."""
+    return core.keep_quantized and core.device == "cpu"
+
+
 def device(config: ServeConfig) -> str:
     """Where the model runs: the first GPU if there is one."""
     if config.device == AUTO:
