@@ -29,11 +29,11 @@ PROMPTS = Path(__file__).parent.parent / "tests" / "data" / "prompts.jsonl"
 PATHS: dict[str, dict[str, str]] = {
     "float32": {"quantization": "none", "dtype": "float32", "kv_cache_dtype": "float32"},
     "bfloat16": {"quantization": "none"},
-    "as stored (Q4_1), int8 activations": {},
-    "the same, AVX2": {"cpu_isa": "avx2"},
-    "as stored, int8 KV cache": {"kv_cache_dtype": "int8"},
-    "as stored, float16 KV cache": {"kv_cache_dtype": "float16"},
-    "as stored, float32 KV cache": {"kv_cache_dtype": "float32"},
+    "as stored (Q4_1), int8 activations": {"quantization": "keep"},
+    "the same, AVX2": {"quantization": "keep", "cpu_isa": "avx2"},
+    "as stored, int8 KV cache": {"quantization": "keep", "kv_cache_dtype": "int8"},
+    "as stored, float16 KV cache": {"quantization": "keep", "kv_cache_dtype": "float16"},
+    "as stored, float32 KV cache": {"quantization": "keep", "kv_cache_dtype": "float32"},
 }
 MAX_TOKENS = 128
 BATCH = 20  # problems at a time in transformers

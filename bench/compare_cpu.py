@@ -20,7 +20,7 @@ import gguf
 
 from octavo.model.demo import DEMOS, find_demo
 
-LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency"]
+LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--quantization", "keep"]
 PEER = Path(__file__).with_name("peer_llama_cpp.py")
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
 

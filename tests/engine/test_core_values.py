@@ -147,13 +147,13 @@ def test_facts_about_the_machine() -> None:
     assert _core.num_cuda_devices() == 0 or Path("/dev/nvidia0").exists()
 
 
-@pytest.mark.parametrize(("asked", "given"), [("auto", ""), ("none", ""), ("int4", "int4")])
+@pytest.mark.parametrize(("asked", "given"), [("keep", ""), ("none", ""), ("int4", "int4")])
 def test_plain_weights_are_quantised_when_asked(asked: str, given: str) -> None:
     assert quantize_to(ServeConfig(quantization=asked), "cpu") == given
 
 
 def test_a_gpu_quantises_to_fp8_only() -> None:
-    assert quantize_to(ServeConfig(quantization="auto"), "cuda:0") == ""
+    assert quantize_to(ServeConfig(quantization="keep"), "cuda:0") == ""
     assert quantize_to(ServeConfig(quantization="fp8"), "cuda:0") == "fp8"
     with pytest.raises(ConfigError, match="--quantization int8 needs --device cpu"):
         quantize_to(ServeConfig(quantization="int8"), "cuda:0")

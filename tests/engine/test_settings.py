@@ -30,7 +30,7 @@ def test_the_tokens_of_a_step_suit_the_device_unless_given(
 @pytest.mark.parametrize(
     ("quantization", "device", "expected"),
     [
-        ("auto", "cpu", ""),
+        ("keep", "cpu", ""),
         ("none", "cuda:0", ""),
         ("int8", "cpu", "int8"),
         ("fp8", "cuda:0", "fp8"),
