@@ -62,7 +62,7 @@ class Sequence:
     made: int = 0
 
     def record(self, count: int, reason: int) -> bytes:
-        return RECORD.pack(self.id, 0, count, self.num_prompt, 0, -1, 0, 0, reason)
+        return RECORD.pack(self.id, 0, count, self.num_prompt, 0, -1, 0, 0, 0, reason)
 
 
 class NullEngine:
@@ -86,17 +86,14 @@ class NullEngine:
 
     # --- octavo._core.Engine ---
 
-    def submit(
-        self, request_id: int, token_ids: bytes, sampling: Any, priority: int = 0, salt: int = 0
-    ) -> None:
-        del priority, salt
+    def submit(self, request_id: int, token_ids: bytes, sampling: Any, *_: object) -> None:
         sequence = Sequence(request_id, len(token_ids) // 4, sampling.max_tokens)
         with self._changed:
             self._running[request_id] = sequence
             self._publish([sequence], 1)
             self._changed.notify_all()
 
-    def abort(self, request_id: int) -> None:
+    def abort(self, request_id: int, _index: int = -1) -> None:
         with self._changed:
             if sequence := self._running.pop(request_id, None):
                 record = sequence.record(0, ABORT)
@@ -114,6 +111,9 @@ class NullEngine:
 
     def stats(self) -> dict[str, float]:
         return {"num_running": float(len(self._running)), "num_waiting": 0.0}
+
+    def last_error(self) -> str:
+        return ""
 
     def shutdown(self) -> None:
         with self._changed:

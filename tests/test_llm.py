@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import tokenizers
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams, grammar
 from octavo.errors import (
     ConfigError,
     EngineError,
@@ -295,3 +295,26 @@ def test_an_engine_error_reaches_the_caller(llm: LLM, monkeypatch: pytest.Monkey
     monkeypatch.setattr(llm._engine.__class__, "take_outputs", lambda *_: None)
     with pytest.raises(EngineError, match="shut down"):
         llm.generate("abc", GREEDY)
+
+
+def test_structured_output(llm: LLM) -> None:
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}
+    params = [
+        SamplingParams(max_tokens=100, n=2, grammar=grammar.json_schema(schema)),
+        SamplingParams(max_tokens=100, grammar=grammar.choice(["yes", "no"])),
+        GREEDY,
+    ]
+    booleans, word, plain = llm.generate(["a", "b", "c"], params)
+    for output in booleans.outputs:
+        assert len(json.loads(output.text)) in (2, 3)
+        assert output.finish_reason == "stop"
+    assert word.outputs[0].text in ("yes", "no")
+    assert plain.outputs[0].token_ids == llm.generate("c", GREEDY)[0].outputs[0].token_ids
+    with pytest.raises(InvalidRequestError):
+        llm.generate("a", SamplingParams(grammar=grammar.regex("(")))
+    complex_ = SamplingParams(
+        max_tokens=200, temperature=0.0, grammar=grammar.regex("(a{1,1000}){1,1000}")
+    )
+    with pytest.raises(InvalidRequestError, match="too complex"):
+        llm.generate("a", complex_)
+    assert llm.generate("b", params[1])[0].outputs[0].text in ("yes", "no")

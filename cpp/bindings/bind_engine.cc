@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -66,40 +67,76 @@ void load_weight(Handle& handle, const std::string& name, const std::string& dty
   handle.loaded->load_weight(name, {bytes.data(), dtype, rows, cols});
 }
 
-void submit(Handle& handle, uint64_t id, const py::object& token_ids,
-            const SamplingParams& sampling, int32_t priority, uint64_t cache_salt) {
-  Request request{.id = id,
-                  .token_ids = {},
-                  .sampling = sampling,
-                  .priority = priority,
-                  .cache_salt = cache_salt};
-  {
-    const BufferBytes bytes(token_ids, false);
-    if (bytes.size_bytes() % static_cast<int64_t>(sizeof(int32_t)) != 0) {
-      throw InvalidRequestError("token_ids is not an array of int32");
-    }
-    request.token_ids.resize(bytes.size_bytes() / sizeof(int32_t));
-    std::copy_n(bytes.data(), bytes.size_bytes(),
-                reinterpret_cast<std::byte*>(request.token_ids.data()));
+// The words of a buffer.
+template <typename T>
+std::vector<T> words_of(const py::object& buffer, const char* name) {
+  const BufferBytes bytes(buffer, false);
+  if (bytes.size_bytes() % static_cast<int64_t>(sizeof(T)) != 0) {
+    throw InvalidRequestError(std::string(name) + " is not an array of words of 4 bytes");
   }
+  std::vector<T> words(bytes.size_bytes() / sizeof(T));
+  std::copy_n(bytes.data(), bytes.size_bytes(), reinterpret_cast<std::byte*>(words.data()));
+  return words;
+}
+
+void submit(Handle& handle, uint64_t id, const py::object& token_ids,
+            const SamplingParams& sampling, int32_t priority, uint64_t cache_salt,
+            const py::object& token_mask) {
+  Request request;
+  request.id = id;
+  request.token_ids = words_of<int32_t>(token_ids, "token_ids");
+  request.sampling = sampling;
+  request.priority = priority;
+  request.cache_salt = cache_salt;
+  if (!token_mask.is_none()) request.token_mask = words_of<uint32_t>(token_mask, "token_mask");
   const py::gil_scoped_release release;
   handle.loaded->engine().submit(std::move(request));
 }
 
+std::chrono::nanoseconds timeout_of(double seconds) {
+  return std::chrono::nanoseconds(static_cast<int64_t>(std::clamp(seconds, 0.0, 3600.0) * 1e9));
+}
+
 std::optional<std::vector<OutputColumns>> take_outputs(Handle& handle, double timeout_s) {
   Engine& engine = handle.loaded->engine();
-  const auto timeout =
-      std::chrono::nanoseconds(static_cast<int64_t>(std::clamp(timeout_s, 0.0, 3600.0) * 1e9));
   bool is_open = false;
   {
     const py::gil_scoped_release release;
-    is_open = engine.take_outputs(handle.batches, timeout);
+    is_open = engine.take_outputs(handle.batches, timeout_of(timeout_s));
   }
   if (!is_open) return std::nullopt;
   std::vector<OutputColumns> columns;
   columns.reserve(handle.batches.size());
   for (const OutputBatch& batch : handle.batches) columns.push_back(columns_of(batch));
   return columns;
+}
+
+using MaskWorkTuple = std::tuple<uint64_t, int32_t, int32_t>;
+
+std::optional<std::vector<MaskWorkTuple>> take_mask_work(Handle& handle, double timeout_s) {
+  std::vector<MaskWork> work;
+  bool is_open = false;
+  {
+    const py::gil_scoped_release release;
+    is_open = handle.loaded->engine().take_mask_work(work, timeout_of(timeout_s));
+  }
+  if (!is_open) return std::nullopt;
+  std::vector<MaskWorkTuple> tuples;
+  tuples.reserve(work.size());
+  for (const MaskWork& each : work) {
+    tuples.emplace_back(each.sequence.request_id, each.sequence.sequence_index, each.token_id);
+  }
+  return tuples;
+}
+
+void set_token_masks(Handle& handle, const std::vector<std::pair<uint64_t, int32_t>>& sequences,
+                     const py::object& masks) {
+  const std::vector<uint32_t> words = words_of<uint32_t>(masks, "masks");
+  const py::gil_scoped_release release;
+  std::vector<SequenceKey> keys;
+  keys.reserve(sequences.size());
+  for (const auto& [id, index] : sequences) keys.push_back({id, index});
+  handle.loaded->engine().set_token_masks(keys, words);
 }
 
 void set_heartbeat(Handle& handle, const py::object& page, int64_t offset) {
@@ -155,16 +192,19 @@ void bind_engine(py::module_& module) {
           "start", [](Handle& h) { h.loaded->start(); }, ReleaseGil())
       .def("progress", [](const Handle& h) { return h.loaded->progress(); })
       .def("submit", &submit, py::arg("request_id"), py::arg("token_ids"), py::arg("sampling"),
-           py::arg("priority") = 0, py::arg("cache_salt") = 0)
+           py::arg("priority") = 0, py::arg("cache_salt") = 0, py::arg("token_mask") = py::none())
       .def(
-          "abort", [](Handle& h, uint64_t id) { h.loaded->engine().abort(id); },
-          py::arg("request_id"), ReleaseGil())
+          "abort",
+          [](Handle& h, uint64_t id, int32_t index) { h.loaded->engine().abort(id, index); },
+          py::arg("request_id"), py::arg("sequence_index") = kEverySequence, ReleaseGil())
       .def(
           "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
           ReleaseGil())
       .def(
           "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
+      .def("take_mask_work", &take_mask_work, py::arg("timeout_s"))
+      .def("set_token_masks", &set_token_masks, py::arg("sequences"), py::arg("masks"))
       .def("output_fd", [](Handle& h) { return h.loaded->engine().output_fd(); })
       .def("is_healthy", [](Handle& h) { return h.loaded->engine().is_healthy(); })
       .def("last_error", [](Handle& h) { return h.loaded->engine().last_error(); })

@@ -66,6 +66,7 @@ py::dict stats_dict(const EngineStats& s) {
   set("num_prefix_query_tokens", s.num_prefix_query_tokens);
   set("num_prefix_hit_tokens", s.num_prefix_hit_tokens);
   set("num_preemptions", s.num_preemptions);
+  set("num_deferred", s.num_deferred);
   set("num_self_checks", s.num_self_checks);
   set("num_finished_stop", s.num_finished[static_cast<int>(FinishReason::kStop)]);
   set("num_finished_length", s.num_finished[static_cast<int>(FinishReason::kLength)]);

@@ -84,7 +84,8 @@ Engine::Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_block
       vocab_size_(vocab_size),
       runner_(std::move(runner)),
       queue_(config_.max_num_queued_reqs, config_.max_num_queued_tokens),
-      scheduler_(scheduler_options(config_, vocab_size, num_blocks, *runner_), outbox_),
+      masks_(vocab_size, outbox_),
+      scheduler_(scheduler_options(config_, vocab_size, num_blocks, *runner_), masks_),
       batches_(runner_->max_steps_in_flight()) {
   publish_stats(scheduler_.stats());
 }
@@ -99,10 +100,13 @@ void Engine::start() {
 
 void Engine::submit(Request request) {
   validate_request(request, {vocab_size_, max_model_len(), config_.eos_token_ids});
+  request.arrival_ns = nanoseconds(Clock::now());
   queue_.submit(std::move(request));
 }
 
-void Engine::abort(uint64_t request_id) { queue_.abort(request_id); }
+void Engine::abort(uint64_t request_id, int32_t sequence_index) {
+  queue_.abort(request_id, sequence_index);
+}
 
 void Engine::reset_prefix_cache() { queue_.reset_prefix_cache(); }
 
@@ -110,6 +114,15 @@ void Engine::self_check() { queue_.self_check(); }
 
 bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout) {
   return outbox_.take(batches, timeout);
+}
+
+bool Engine::take_mask_work(std::vector<MaskWork>& work, std::chrono::nanoseconds timeout) {
+  return masks_.take_work(work, timeout);
+}
+
+void Engine::set_token_masks(std::span<const SequenceKey> sequences,
+                             std::span<const uint32_t> masks) {
+  masks_.set(sequences, masks);
 }
 
 int Engine::output_fd() const { return outbox_.fd(); }
@@ -174,9 +187,10 @@ bool Engine::step_once() {
   const Clock::time_point begin = Clock::now();
   beat();
   if (is_healthy() && scheduler_.needs_results()) end_step();
+  masks_.publish();  // the masks are to be ready when the step that follows samples
   drain();
   const int64_t num_ended = step_stats_.num_steps;
-  const bool is_launched = launch_step();
+  const bool is_launched = launch_step(nanoseconds(begin));
   const int64_t num_left = is_launched ? std::ssize(batches_) - 1 : 0;
   if (is_healthy() && scheduler_.num_steps_in_flight() > num_left) end_step();
   const bool has_work = is_launched || step_stats_.num_steps > num_ended;
@@ -193,7 +207,7 @@ void Engine::drain() {
         scheduler_.add(std::move(*command.request));
         break;
       case Command::Kind::kAbort:
-        scheduler_.abort(command.request_id);
+        scheduler_.abort(command.request_id, command.sequence_index);
         break;
       case Command::Kind::kResetPrefixCache:
         scheduler_.reset_prefix_cache();
@@ -229,10 +243,14 @@ bool Engine::try_on_device(Work&& work, std::string& cause) {
 
 // False if there was nothing to launch. A step that cannot be launched fails behind those in
 // flight.
-bool Engine::launch_step() {
+bool Engine::launch_step(int64_t now_ns) {
   ScheduledBatch& batch = batches_[scheduler_.num_steps_in_flight()];
-  scheduler_.schedule(batch);
+  scheduler_.schedule(batch, now_ns);
   if (batch.sequences.empty()) return false;
+  const auto has_grammar = [](const ScheduledSequence& row) { return !row.token_bitmask.empty(); };
+  if (std::ranges::any_of(batch.sequences, has_grammar)) {
+    batch.before_sampling = [this, &batch] { masks_.fill(batch); };
+  }
   std::string cause;
   if (try_on_device([&] { runner_->launch(batch); }, cause)) return true;
   while (is_healthy() && scheduler_.num_steps_in_flight() > 1) end_step();
@@ -280,6 +298,7 @@ void Engine::note_error(const std::string& cause) {
 // The inbox learns which ids are free, and the gauges move, before the last record of a request can
 // be seen: whoever takes it may submit the id again and finds the blocks given back.
 void Engine::publish() {
+  masks_.publish();  // before all else: the masks are to be ready when the next step samples
   const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);
@@ -301,6 +320,7 @@ void Engine::publish_stats(const SchedulerStats& stats) {
   step_stats_.num_prefix_query_tokens = stats.num_prefix_query_tokens;
   step_stats_.num_prefix_hit_tokens = stats.num_prefix_hit_tokens;
   step_stats_.num_preemptions = stats.num_preemptions;
+  step_stats_.num_deferred = masks_.num_deferred();
   std::ranges::copy(stats.num_finished, step_stats_.num_finished);
   step_stats_.max_model_len = max_model_len();
   const std::lock_guard lock(mutex_);
@@ -318,6 +338,7 @@ void Engine::finish() {
     is_healthy_.store(false, std::memory_order_release);
     note_error(error.what());
   }
+  masks_.close();
   outbox_.close();
 }
 

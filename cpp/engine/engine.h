@@ -14,6 +14,7 @@
 
 #include "engine/outbox.h"
 #include "engine/request_queue.h"
+#include "engine/token_masks.h"
 #include "engine/types.h"
 #include "runner/step_runner.h"
 #include "sched/scheduler.h"
@@ -43,9 +44,9 @@ class Engine {
   // engine has shut down or its device is lost.
   void submit(Request request);
 
-  // Ends a request; its sequences that still live finish with kAbort. Unknown or finished ids are
-  // ignored, so that a late abort is harmless.
-  void abort(uint64_t request_id);
+  // Ends a request, or one of its sequences; those that still live finish with kAbort. Unknown or
+  // finished ones are ignored, so that a late abort is harmless.
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
 
   // Forgets every cached block that nobody holds, and the content of held ones for later requests.
   // Takes effect at the next step.
@@ -60,6 +61,11 @@ class Engine {
   // the same vector each time: its buffers are reused. Empty after the time-out. False, with
   // `batches` empty, once the engine has shut down and every output was taken.
   bool take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout);
+
+  // For one grammar thread: see TokenMasks. A request with a token_mask is served only while
+  // somebody takes this work.
+  bool take_mask_work(std::vector<MaskWork>& work, std::chrono::nanoseconds timeout);
+  void set_token_masks(std::span<const SequenceKey> sequences, std::span<const uint32_t> masks);
 
   // An eventfd, owned by the engine, that is readable while outputs wait and for good after
   // shutdown. take_outputs() clears it: callers only poll it.
@@ -95,7 +101,7 @@ class Engine {
   void run_thread();
   bool step_once();
   void drain();
-  bool launch_step();
+  bool launch_step(int64_t now_ns);
   void end_step();
   template <typename Work>
   bool try_on_device(Work&& work, std::string& cause);
@@ -113,6 +119,8 @@ class Engine {
   std::unique_ptr<StepRunner> runner_;
   RequestQueue queue_;
   Outbox outbox_;
+
+  TokenMasks masks_;
 
   // Touched by the engine thread only.
   Scheduler scheduler_;

@@ -105,6 +105,7 @@ void Outbox::emit(const SequenceOutput& output) {
   record.stop_token_id = output.stop_token_id;
   record.num_logprobs = static_cast<uint32_t>(output.logprobs.size());
   record.num_prompt_logprobs = static_cast<uint32_t>(output.prompt_logprobs.size());
+  record.queue_time_us = output.queue_time_us;
   record.finish_reason = static_cast<uint8_t>(output.finish_reason);
   ensure_room(batch.records, 1);
   ensure_room(batch.token_ids, record.num_tokens);

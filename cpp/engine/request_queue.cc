@@ -17,7 +17,7 @@ void RequestQueue::submit(Request request) {
   const int64_t num_tokens = std::ssize(owned->token_ids);
   const int64_t num_sequences = owned->sampling.n;
   try {
-    push({Command::Kind::kSubmit, id, std::move(owned)});
+    push({Command::Kind::kSubmit, id, kEverySequence, std::move(owned)});
   } catch (...) {
     live_ids_.erase(id);
     throw;
@@ -47,19 +47,20 @@ void RequestQueue::push(Command command) {
   changed_.notify_one();
 }
 
-void RequestQueue::abort(uint64_t request_id) {
+void RequestQueue::abort(uint64_t request_id, int32_t sequence_index) {
   const std::lock_guard lock(mutex_);
-  if (live_ids_.contains(request_id)) push({Command::Kind::kAbort, request_id, nullptr});
+  if (!live_ids_.contains(request_id)) return;
+  push({Command::Kind::kAbort, request_id, sequence_index, nullptr});
 }
 
 void RequestQueue::reset_prefix_cache() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kResetPrefixCache, 0, nullptr});
+  push({Command::Kind::kResetPrefixCache, 0, kEverySequence, nullptr});
 }
 
 void RequestQueue::self_check() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kSelfCheck, 0, nullptr});
+  push({Command::Kind::kSelfCheck, 0, kEverySequence, nullptr});
 }
 
 void RequestQueue::close(const char* reason) {

@@ -25,7 +25,8 @@ struct Command {
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
-  std::unique_ptr<Request> request;  // with kSubmit
+  int32_t sequence_index = kEverySequence;  // with kAbort
+  std::unique_ptr<Request> request;         // with kSubmit
 };
 
 // Many producers, one consumer. Bounded: the limits count requests that were never admitted,
@@ -38,7 +39,7 @@ class RequestQueue {
   // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
   // NotReadyError after close().
   void submit(Request request);
-  void abort(uint64_t request_id);
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
   void self_check();
 

@@ -37,7 +37,7 @@ struct EngineConfig {
 // Tokens of one sequence produced in one step: the id that ends it is among them. A batch may hold
 // several records of a sequence, in order. Prompt log-probabilities are the request's: the records
 // of sequence 0 carry them. Fixed layout: Python unpacks an array of these as little-endian
-// "<QIIIIiIIB3x" (40 bytes).
+// "<QIIIIiIIIB7x" (48 bytes).
 struct OutputRecord {
   uint64_t request_id;
   uint32_t sequence_index;  // 0 .. n - 1
@@ -47,10 +47,11 @@ struct OutputRecord {
   int32_t stop_token_id;         // the id that ended the sequence, else -1
   uint32_t num_logprobs;         // entries of OutputBatch::logprobs
   uint32_t num_prompt_logprobs;  // entries of OutputBatch::prompt_logprobs
+  uint32_t queue_time_us;        // from submit() to the request's first step
   uint8_t finish_reason;         // FinishReason
-  uint8_t padding[3];
+  uint8_t padding[7];
 };
-static_assert(sizeof(OutputRecord) == 40);
+static_assert(sizeof(OutputRecord) == 48);
 
 // The records of one connection. Columns are flat so that they cross the boundary as bytes.
 struct OutputBatch {
@@ -75,6 +76,7 @@ struct EngineStats {
   int64_t num_prefix_query_tokens = 0;
   int64_t num_prefix_hit_tokens = 0;
   int64_t num_preemptions = 0;
+  int64_t num_deferred = 0;                   // tokens that waited a step for their grammar's mask
   int64_t num_self_checks = 0;                // that found everything consistent
   int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
   int64_t max_model_len = 0;

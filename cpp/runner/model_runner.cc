@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/errors.h"
-#include "runner/warm_up.h"
 
 namespace octavo {
 namespace {
@@ -138,6 +137,10 @@ void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
     backend_.launch_graph(graph->id);
     hidden = graph->hidden;
   }
+  if (batch.before_sampling) {
+    backend_.synchronize();  // gives the masks all the time that the device takes
+    batch.before_sampling();
+  }
   set_offsets(batch_.sample_rows(), result);
   sample(hidden, inputs.num_logits, result);
 }
@@ -156,31 +159,34 @@ void ModelRunner::sample(TensorView hidden, int64_t num_logits, StepResult& resu
   }
 }
 
-// `batch` has just run, so that everything a first time needs has been made.
-void ModelRunner::capture(const ScheduledBatch& batch) {
-  const ForwardInputs& inputs = batch_.build(batch);
-  DecodeGraph graph;
-  graph.num_seqs = inputs.num_seqs;
-  graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
-  graphs_.push_back(graph);
-}
-
 void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
   const bool has_graphs = backend_.supports_graphs();
   const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_, has_graphs);
   double cost = 0.0, done = 0.0;
   for (const WarmUpShape& shape : shapes) cost += warm_up_cost(shape);
-  graphs_.clear();
   StepResult result;
   for (const WarmUpShape& shape : shapes) {
     WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
     run(step.batch(), result);
-    if (has_graphs && shape.num_prefills == 0) {
-      capture(step.batch());
-      run(step.batch(), result);  // a graph's first launch takes longer
-    }
     done += warm_up_cost(shape);
     report_progress(done / cost);
+  }
+  if (has_graphs) capture_graphs(shapes);
+}
+
+// After all else, when no buffer grows any more that a graph could hold the address of.
+void ModelRunner::capture_graphs(std::span<const WarmUpShape> shapes) {
+  StepResult result;
+  graphs_.clear();
+  for (const WarmUpShape& shape : shapes) {
+    if (shape.num_prefills > 0) continue;
+    WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
+    const ForwardInputs& inputs = batch_.build(step.batch());
+    DecodeGraph graph;
+    graph.num_seqs = inputs.num_seqs;
+    graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
+    graphs_.push_back(graph);
+    run(step.batch(), result);  // a graph's first launch takes longer
   }
 }
 

@@ -46,6 +46,8 @@ std::vector<int64_t> decode_batch_sizes(int64_t most) {
   return sizes;
 }
 
+// With graphs the largest step comes first, so that what they record is never replaced; else last,
+// so that progress shows soon.
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
                                         bool has_graphs) {
   const WarmUpShape chunk = full_chunk(config, plan);

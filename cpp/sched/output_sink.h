@@ -16,6 +16,8 @@ struct SequenceOutput {
   int64_t num_cached_tokens = 0;
   int32_t token_id = -1;  // -1: none, only log-probabilities of the prompt or an end
   int32_t stop_token_id = -1;
+  bool has_grammar = false;    // the request came with a token mask
+  uint32_t queue_time_us = 0;  // from arrival to the first step; at most 2^32 - 1
   FinishReason finish_reason = FinishReason::kNone;
   const char* error = nullptr;  // with kError: a message of the catalogue, fit for users
   std::span<const LogprobEntry> logprobs;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,8 @@ namespace octavo {
 inline constexpr int32_t kPendingToken = -1;
 
 struct ScheduledSequence {
+  uint64_t request_id = 0;
+  int32_t sequence_index = 0;
   int32_t slot = 0;             // stable row in [0, max_num_seqs) while the sequence is RUNNING
   bool is_new_in_slot = false;  // nothing was drawn in the slot for this sequence so far: state
                                 // that is kept by slot is another's
@@ -31,16 +34,24 @@ struct ScheduledSequence {
   const SamplingParams* sampling = nullptr;
   uint64_t seed = 0;                          // resolved; the draw's counter is token_ids.size()
   std::span<const int32_t> banned_token_ids;  // end and stop ids while under min_tokens
-  std::span<const uint32_t> token_bitmask;    // [ceil(vocab / 32)], bit set = allowed; empty = all
+  // [ceil(vocab / 32)], bit set = allowed; empty = all. What a grammar allows is settled only by
+  // before_sampling(); until then this is some mask of the right size.
+  std::span<const uint32_t> token_bitmask;
+  bool is_deferred = false;  // the mask came too late: what is sampled here does not count
 };
 
 struct ScheduledBatch {
   std::vector<ScheduledSequence> sequences;
   int64_t num_tokens = 0;  // sum of num_scheduled_tokens
 
+  // Where it is set, the runner calls it once when the forward pass has been computed and nothing
+  // has been sampled: the masks are made while the device computes. It may block for a short time.
+  std::function<void()> before_sampling;
+
   void clear() {
     sequences.clear();
     num_tokens = 0;
+    before_sampling = nullptr;
   }
 };
 

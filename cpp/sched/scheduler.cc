@@ -126,7 +126,7 @@ std::unique_ptr<SequenceGroup> Scheduler::make_group(const Request& request) {
   }
   group->num_unfinished = sampling.n;
   group->holds_siblings = sampling.n > 1;
-  group->needs_token_ids = needs_token_ids(sampling);
+  group->needs_token_ids = needs_token_ids(sampling) || !request.token_mask.empty();
   return group;
 }
 
@@ -160,6 +160,7 @@ void Scheduler::shed(const Request& request) {
   SequenceOutput output;
   output.request_id = request.id;
   output.num_prompt_tokens = std::ssize(request.token_ids);
+  output.has_grammar = !request.token_mask.empty();
   output.finish_reason = FinishReason::kError;
   output.error = kHostMemoryError;
   for (; output.sequence_index < request.sampling.n; ++output.sequence_index) sink_.emit(output);
@@ -167,10 +168,11 @@ void Scheduler::shed(const Request& request) {
   finished_ids_.push_back(request.id);
 }
 
-void Scheduler::schedule(ScheduledBatch& batch) {
+void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
   check(num_steps_in_flight() < options_.max_steps_in_flight, "too many steps are in flight");
   ++num_scheduled_steps_;
   batch.clear();
+  now_ns_ = now_ns;
   batch.sequences.reserve(options_.max_num_seqs);
   budget_ = options_.max_num_batched_tokens;
   schedule_decodes(batch);
@@ -285,6 +287,7 @@ void Scheduler::count_first_admission(Sequence& sequence, int64_t num_cached) {
   sequence.num_cached_tokens = num_cached;
   if (!group.is_waiting) return;
   group.is_waiting = false;
+  group.queue_time_ns = now_ns_ - group.request.arrival_ns;
   --stats_.num_waiting_requests;
   stats_.num_waiting_tokens -= group.num_prompt_tokens();
   stats_.num_prompt_tokens += group.num_prompt_tokens();
@@ -320,6 +323,8 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
   SequenceGroup& group = *sequence.group;
   const SamplingParams& sampling = group.request.sampling;
   ScheduledSequence& row = batch.sequences.emplace_back();
+  row.request_id = group.request.id;
+  row.sequence_index = sequence.rank.index;
   row.slot = sequence.slot;
   row.is_new_in_slot = sequence.is_new_in_slot;
   row.token_ids = sequence.token_ids;
@@ -332,6 +337,7 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
                      ? &group.sampling_after_prompt
                      : &sampling;
   row.seed = sequence.seed;
+  row.token_bitmask = group.request.token_mask;
   if (num_output_tokens(sequence) < sampling.min_tokens) {
     row.banned_token_ids = group.banned_token_ids;
   }

@@ -63,8 +63,9 @@ class Scheduler {
   // Requires: the id is not live, 1 <= prompt tokens < max_model_len(), parameters in range.
   void add(Request&& request);
 
-  // Finishes what is left of a request. Unknown ids are ignored.
-  void abort(uint64_t request_id);
+  // Finishes what is left of a request, or only one of its sequences. Unknown ids and ended
+  // sequences are ignored.
+  void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
 
   // Finishes every sequence. `error` goes with kError.
   void finish_all(FinishReason reason, const char* error);
@@ -73,8 +74,9 @@ class Scheduler {
 
   // Fills the next step's batch, decodes first; a batch with sequences is in flight from then on.
   // Empty only when nothing is live or all that is live awaits a step in flight.
-  // Requires: num_steps_in_flight() < max_steps_in_flight.
-  void schedule(ScheduledBatch& batch);
+  // `now_ns` is on the clock of Request::arrival_ns. Requires: num_steps_in_flight() <
+  // max_steps_in_flight.
+  void schedule(ScheduledBatch& batch, int64_t now_ns = 0);
 
   int64_t num_steps_in_flight() const { return num_scheduled_steps_ - num_ended_steps_; }
 
@@ -119,6 +121,7 @@ class Scheduler {
 
   void update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
                        const StepResult& result);
+  void take_back(Sequence& sequence);
   void note_computed(Sequence& sequence, int64_t num_tokens);
   void release_unseen(BlockTable& table, int64_t num_tokens);
   std::span<const LogprobEntry> new_prompt_logprobs(Sequence& sequence,
@@ -151,6 +154,7 @@ class Scheduler {
   std::vector<std::vector<Sequence*>> scheduled_;  // [max_steps_in_flight]: rows, oldest step first
   std::vector<std::unique_ptr<SequenceGroup>> lingering_;  // ended, but steps in flight name them
 
+  int64_t now_ns_ = 0;             // at the last schedule()
   int64_t budget_ = 0;             // tokens that the batch being filled has left
   Rank blocked_rank_;              // the sequence that was last refused for want of blocks ...
   int64_t blocked_num_free_ = -1;  // ... while this many were free

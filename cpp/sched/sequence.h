@@ -63,12 +63,14 @@ struct SequenceGroup {
   bool holds_siblings = false;   // sequences 1.. wait until sequence 0 has computed the prompt
   bool needs_token_ids = false;  // on the host, to sample the next one
   int64_t last_step = 0;         // in which one of the sequences was scheduled
+  int64_t queue_time_ns = 0;     // until the first sequence was admitted
 
   // What a sequence asks of the sampler once its prompt log-probabilities are out (or if they are
   // another's to report). Only set apart from request.sampling when prompt_logprobs is asked for.
   SamplingParams sampling_after_prompt;
 
   bool wants_prompt_logprobs() const { return request.sampling.prompt_logprobs >= 0; }
+  bool has_grammar() const { return !request.token_mask.empty(); }
   int64_t num_prompt_tokens() const { return std::ssize(request.token_ids); }
 };
 

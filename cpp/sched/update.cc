@@ -1,5 +1,6 @@
 // The second half of Scheduler: what a step's result means for its sequences.
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "sched/scheduler.h"
@@ -29,6 +30,9 @@ SequenceOutput describe(const Sequence& sequence) {
   output.sequence_index = sequence.rank.index;
   output.num_prompt_tokens = sequence.group->num_prompt_tokens();
   output.num_cached_tokens = sequence.num_cached_tokens;
+  output.has_grammar = sequence.group->has_grammar();
+  output.queue_time_us = static_cast<uint32_t>(std::clamp<int64_t>(
+      sequence.group->queue_time_ns / 1000, 0, std::numeric_limits<uint32_t>::max()));
   return output;
 }
 
@@ -72,23 +76,37 @@ void Scheduler::update_sequence(Sequence& sequence, int64_t row, const Scheduled
   const ScheduledSequence& scheduled = batch.sequences[row];
   const int32_t token_id = result.token_ids[row];
   const bool is_token = token_id >= 0 && token_id < options_.vocab_size;
-  if (result.is_invalid[row] != 0 || (scheduled.samples && !is_token)) {
+  const bool samples = scheduled.samples && !scheduled.is_deferred;
+  if ((result.is_invalid[row] != 0 && !scheduled.is_deferred) || (samples && !is_token)) {
     end(sequence, FinishReason::kError, kInvalidOutputError);
     return;
   }
   const auto num_known = std::ssize(scheduled.token_ids);
-  note_computed(sequence, scheduled.num_computed_tokens + scheduled.num_scheduled_tokens);
+  if (scheduled.is_deferred) take_back(sequence);
+  const int64_t num_taken_back = scheduled.is_deferred ? 1 : 0;
+  note_computed(sequence,
+                scheduled.num_computed_tokens + scheduled.num_scheduled_tokens - num_taken_back);
   SequenceOutput output = describe(sequence);
   output.prompt_logprobs = new_prompt_logprobs(
       sequence, scheduled, row_of(result.prompt_logprobs, result.prompt_logprob_offsets, row));
-  if (scheduled.samples) {
+  if (samples) {
     output.token_id = token_id;
     output.logprobs = row_of(result.logprobs, result.logprob_offsets, row);
     output.finish_reason = set_token(sequence, num_known, token_id);
     if (output.finish_reason == FinishReason::kStop) output.stop_token_id = token_id;
   }
-  if (scheduled.samples || !output.prompt_logprobs.empty()) sink_.emit(output);
+  if (samples || !output.prompt_logprobs.empty()) sink_.emit(output);
   if (output.finish_reason != FinishReason::kNone) finish(sequence, output.finish_reason);
+}
+
+// The last position of a deferred row is computed again, when its mask has come. The slot has seen
+// a token that does not count, so it is built anew. No later step was scheduled meanwhile, because
+// the group's token ids are needed.
+void Scheduler::take_back(Sequence& sequence) {
+  check(sequence.token_ids.back() == kPendingToken, "a deferred sequence went on");
+  sequence.token_ids.pop_back();
+  --sequence.num_computed_tokens;
+  sequence.is_new_in_slot = true;
 }
 
 // From here on the keys and values of the first positions are known to be right, and so are their
@@ -143,10 +161,11 @@ bool Scheduler::is_end(const Sequence& sequence, int32_t token_id, int64_t num_o
   return holds(sampling.stop_token_ids) || (!sampling.ignore_eos && holds(options_.eos_token_ids));
 }
 
-void Scheduler::abort(uint64_t request_id) {
+void Scheduler::abort(uint64_t request_id, int32_t sequence_index) {
   const auto entry = groups_.find(request_id);
   if (entry == groups_.end()) return;
   for (Sequence& sequence : entry->second->sequences) {
+    if (sequence_index != kEverySequence && sequence_index != sequence.rank.index) continue;
     end(sequence, FinishReason::kAbort, nullptr);
   }
   collect_finished();

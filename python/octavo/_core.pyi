@@ -190,13 +190,26 @@ class Engine:
         sampling: SamplingParams,
         priority: int = 0,
         cache_salt: int = 0,
+        token_mask: Buffer | None = None,
     ) -> None:
-        """Raises InvalidRequestError or QueueFullError; token_ids is int32."""
-    def abort(self, request_id: int) -> None: ...
+        """Raises InvalidRequestError or QueueFullError; token_ids is int32.
+
+        With a token_mask, a bit a token in words of 32, only its tokens can come first; the masks
+        of later ones are asked for by take_mask_work.
+        """
+    def abort(self, request_id: int, sequence_index: int = -1) -> None:
+        """Stop a request, or one of its sequences."""
     def reset_prefix_cache(self) -> None: ...
     def self_check(self) -> None: ...
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
+    def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
+        """Wait for tokens whose successors need a mask: request id, sequence index, token id.
+
+        A token id of -1 says that the sequence has ended. None once shut down.
+        """
+    def set_token_masks(self, sequences: list[tuple[int, int]], masks: Buffer) -> None:
+        """The masks of sequences, one behind the other; ended ones are ignored."""
     def output_fd(self) -> int:
         """An eventfd that becomes readable when outputs wait."""
     def stats(self) -> dict[str, float]:

@@ -67,6 +67,12 @@ class ServeConfig:
         default=AUTO,
         choices=(AUTO, "bfloat16", "float16", "float32"),
     )
+    quantization: str = option(
+        "auto: quantised weights of a GGUF file stay so on the CPU; none: they become --dtype; "
+        "int8, int4 (CPU), fp8 (CUDA): plain weights are quantised as they are loaded",
+        default=AUTO,
+        choices=(AUTO, "none", "int8", "int4", "fp8"),
+    )
     max_model_len: int = option(
         "tokens of prompt and output together; auto: what model and memory allow",
         default=0,
@@ -147,6 +153,11 @@ class ServeConfig:
         parse=parse_int,
         minimum=0,
         maximum=1024,
+    )
+    cpu_isa: str = option(
+        "instruction set of the CPU kernels; auto: the best of this processor",
+        default=AUTO,
+        choices=(AUTO, "avx2", "avx512", "amx"),
     )
     tensor_parallel_size: int = option(
         "GPUs that share the model; this version runs on one", default=1, parse=parse_int, minimum=1
@@ -250,6 +261,7 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
+    otlp_traces_endpoint: str = option("where OpenTelemetry spans go", default="", metavar="URL")
 
     def __post_init__(self) -> None:
         for each in options():
@@ -447,32 +459,6 @@ def runtime_directories() -> list[str]:
 def command_line() -> list[str]:
     """The arguments of this process."""
     return sys.argv[1:]
-
-
-@dataclass(frozen=True)
-class NotifySocket:
-    """How systemd wants to hear from a service.
-
-    Attributes:
-        path: Datagram socket; a leading @ is an abstract one.
-        watchdog_s: Longest silence, 0 if there is no watchdog.
-    """
-
-    path: str
-    watchdog_s: float
-
-
-def take_notify_socket() -> NotifySocket | None:
-    """The service manager's socket, removed from the environment.
-
-    gunicorn would announce itself as ready there as soon as it listens.
-    """
-    path = os.environ.pop("NOTIFY_SOCKET", "")
-    watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
-    os.environ.pop("WATCHDOG_PID", None)
-    if not path:
-        return None
-    return NotifySocket(path, int(watchdog_us) / 1e6 if watchdog_us.isdecimal() else 0.0)
 
 
 def cache_directory() -> Path:

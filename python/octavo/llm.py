@@ -18,6 +18,7 @@ import msgspec
 
 from octavo import _core
 from octavo.config import ServeConfig, resolve_options
+from octavo.engine.grammars import MaskMaker, grammar_compiler
 from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
 from octavo.errors import (
     ConfigError,
@@ -25,6 +26,7 @@ from octavo.errors import (
     EngineFaultError,
     InvalidRequestError,
     QueueFullError,
+    RequestError,
 )
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
@@ -68,6 +70,7 @@ class LLM:
         self._template = files.chat_template(self.tokenizer, config.chat_template)
         self._generation = files.generation_config()
         self._engine = _start(config, files, self._generation)
+        self._grammars = _Grammars(self._engine, files, config.tokenizer)
         self._num_requests = 0
         self._lock = threading.Lock()
 
@@ -214,13 +217,17 @@ class LLM:
             token_ids = array("i", assembly.output.prompt_token_ids)
         except (OverflowError, TypeError):
             raise InvalidRequestError("A prompt holds what is no token id.") from None
-        self._engine.submit(request_id, token_ids, to_core_sampling(assembly.params))
+        sampling = to_core_sampling(assembly.params)
+        mask = self._grammars.begin(request_id, assembly.params)
+        self._engine.submit(request_id, token_ids, sampling, token_mask=mask)
         self._num_requests += 1
         return request_id
 
     def _collect(self, live: Mapping[int, Assembly]) -> list[int]:
         """Wait for records and take them in; the requests that are now done."""
         batches = self._engine.take_outputs(_POLL_S)
+        if failed := self._grammars.refused.keys() & live.keys():
+            raise self._grammars.refused.pop(min(failed))
         if batches is None:
             raise EngineError(self._engine.last_error() or "The engine has been shut down.")
         done: list[int] = []
@@ -237,6 +244,36 @@ class LLM:
                     if assembly.runs > 0:
                         self._engine.abort(record.request_id)
         return done
+
+
+class _Grammars:
+    """Structured output for the requests of an LLM.
+
+    Attributes:
+        refused: Requests that their grammars ended.
+    """
+
+    def __init__(self, engine: _core.Engine, files: ModelFiles, tokenizer: str) -> None:
+        vocab_size = files.info().vocab_size
+        self.refused: dict[int, RequestError] = {}
+        self._compiler = grammar_compiler(files, tokenizer, vocab_size)
+        self._masks = MaskMaker(engine, vocab_size, self.refused.__setitem__)
+        self._is_started = False
+
+    def begin(self, request_id: int, params: SamplingParams) -> bytes | None:
+        """The mask of a request's first token; None for one without a grammar.
+
+        Raises:
+            InvalidRequestError: The grammar is malformed or too complex.
+        """
+        if params.grammar is None:
+            return None
+        compiled = self._compiler.compile(params.grammar)
+        if not self._is_started:
+            self._masks.start()
+            self._is_started = True
+        self._masks.add(request_id, params.n, compiled)
+        return compiled.mask
 
 
 def _config(model: str, options: Mapping[str, Any]) -> ServeConfig:

@@ -100,7 +100,7 @@ def records(batch: _core.OutputBatch) -> Iterator[Record]:
     prompt_logprobs = list(LOGPROB.iter_unpack(batch.prompt_logprobs))
     token = entry = prompt_entry = 0
     for row in RECORD.iter_unpack(batch.records):
-        id_, index, num_tokens, _, num_cached, stop_id, num_entries, num_prompt_entries, end = row
+        id_, index, num_tokens, _, num_cached, stop_id, num_entries, num_prompt, _, end = row
         yield Record(
             request_id=id_,
             sequence_index=index,
@@ -108,12 +108,12 @@ def records(batch: _core.OutputBatch) -> Iterator[Record]:
             num_cached_tokens=num_cached,
             stop_token_id=stop_id,
             logprobs=logprobs[entry : entry + num_entries],
-            prompt_logprobs=prompt_logprobs[prompt_entry : prompt_entry + num_prompt_entries],
+            prompt_logprobs=prompt_logprobs[prompt_entry : prompt_entry + num_prompt],
             finish_reason=FINISH_REASONS[end],
         )
         token += num_tokens
         entry += num_entries
-        prompt_entry += num_prompt_entries
+        prompt_entry += num_prompt
 
 
 class Assembly:

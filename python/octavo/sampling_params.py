@@ -30,6 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
         skip_special_tokens: Leave special tokens out of the text.
         logprobs: None, or how many of the most likely tokens to report beside the chosen one.
         prompt_logprobs: The same for the prompt's tokens.
+        grammar: What the output has to match, made by a function of octavo.grammar.
     """
 
     n: int = 1
@@ -53,3 +54,4 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None

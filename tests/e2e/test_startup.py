@@ -10,14 +10,22 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.serving import FAKE, GUNICORN, OCTAVO, Launcher, Server, free_port, wait_for
+from e2e.serving import (
+    FAKE,
+    GUNICORN,
+    OCTAVO,
+    Launcher,
+    NotifySocket,
+    Server,
+    free_port,
+    wait_for,
+)
 from octavo.engine.status_page import PHASES
 
 if TYPE_CHECKING:
@@ -414,21 +422,6 @@ def test_tls(start: Launcher, tmp_path: Path) -> None:
 
 
 # --- systemd -------------------------------------------------------------------------------------
-
-
-class NotifySocket:
-    """What systemd would hear."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.messages: list[str] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.path)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        while data := self._socket.recv(4096):
-            self.messages += data.decode().splitlines()
 
 
 def test_systemd_hears_of_readiness_when_it_is_true(start: Launcher, tmp_path: Path) -> None:

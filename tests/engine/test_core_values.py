@@ -9,7 +9,8 @@ import pytest
 
 import octavo
 from octavo import _core
-from octavo.engine.settings import to_core_sampling
+from octavo.config import ServeConfig
+from octavo.engine.settings import quantize_to, to_core_sampling
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.sampling_params import SamplingParams
 
@@ -44,8 +45,8 @@ def test_the_stub_describes_the_extension() -> None:
 def test_sampling_params_have_the_shells_defaults() -> None:
     shell = SamplingParams()
     core = _core.SamplingParams()
-    text_only = {"stop", "include_stop_str_in_output", "skip_special_tokens"}
-    for name in set(SamplingParams.__struct_fields__) - text_only:
+    shell_only = {"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"}
+    for name in set(SamplingParams.__struct_fields__) - shell_only:
         value = getattr(shell, name)
         expected = list(value) if isinstance(value, tuple) else value
         assert getattr(core, name) == expected, name
@@ -144,3 +145,17 @@ def test_facts_about_the_machine() -> None:
     # The same wheel runs on machines without a GPU: there "auto" must mean the CPU.
     assert _core.num_cuda_devices() >= 0
     assert _core.num_cuda_devices() == 0 or Path("/dev/nvidia0").exists()
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", ""), ("none", ""), ("int4", "int4")])
+def test_plain_weights_are_quantised_when_asked(asked: str, given: str) -> None:
+    assert quantize_to(ServeConfig(quantization=asked), "cpu") == given
+
+
+def test_a_gpu_quantises_to_fp8_only() -> None:
+    assert quantize_to(ServeConfig(quantization="auto"), "cuda:0") == ""
+    assert quantize_to(ServeConfig(quantization="fp8"), "cuda:0") == "fp8"
+    with pytest.raises(ConfigError, match="--quantization int8 needs --device cpu"):
+        quantize_to(ServeConfig(quantization="int8"), "cuda:0")
+    with pytest.raises(ConfigError, match="--quantization fp8 needs --device cuda"):
+        quantize_to(ServeConfig(quantization="fp8"), "cpu")

@@ -64,7 +64,7 @@ def test_messages_to_the_worker_survive(message: ToWorker) -> None:
 
 
 def test_a_record_is_as_long_as_the_engines() -> None:
-    assert RECORD.size == 40
+    assert RECORD.size == 48
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 64), max_size=40))

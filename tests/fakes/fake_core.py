@@ -17,6 +17,7 @@ from octavo.errors import InvalidRequestError, QueueFullError
 
 VOCAB_SIZE = 1000
 MAX_MODEL_LEN = 1 << 30
+LOST_DEVICE = "CUDA error 719: the device is lost"
 
 
 @dataclass
@@ -45,13 +46,11 @@ class FakeEngine:
         step_s: float = 0.0,
         max_num_queued: int = 1000,
         lost_on_token: int | None = None,
-        lost_device: str = "",
     ) -> None:
         self.step_s = step_s
-        self.lost_device = lost_device  # what the first step finds, if anything
         self.max_num_queued = max_num_queued
-        self.lost_on_token = lost_on_token
-        self.aborted: list[int] = []
+        self.lost_on_token = lost_on_token  # of a prompt: ends as the engine does without a device
+        self.aborted: list[int | tuple[int, int]] = []
         self.num_resets = 0
         self.num_self_checks = 0
         self.fault: BaseException | None = None
@@ -72,13 +71,18 @@ class FakeEngine:
 
     # --- octavo._core.Engine ---
 
-    def submit(self, id, token_ids, sampling, priority=0, cache_salt=0) -> None:  # noqa: A002
+    def submit(
+        self,
+        id,  # noqa: A002
+        token_ids,
+        sampling,
+        priority=0,
+        cache_salt=0,
+        token_mask=None,
+    ) -> None:
         tokens = array.array("i", bytes(token_ids))
         if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
             raise InvalidRequestError("A token id is out of range.", param="prompt")
-        if self.lost_on_token in tokens:
-            self.fail(RuntimeError("The device is lost."))
-            return
         with self._changed:
             if len(self._running) >= self.max_num_queued:
                 raise QueueFullError("Too many requests wait already.")
@@ -87,16 +91,23 @@ class FakeEngine:
                     Sequence(id, index, tokens[-1] + 1 + index, sampling.max_tokens, len(tokens),
                              sampling.logprobs)
                 )  # fmt: skip
+            if self.lost_on_token in tokens:
+                self._lose_device()
             self._changed.notify_all()
 
-    def abort(self, id: int) -> None:  # noqa: A002
+    def abort(self, id: int, sequence_index: int = -1) -> None:  # noqa: A002
         with self._changed:
-            self.aborted.append(id)
-            ended = [s for s in self._running if s.id == id]
-            self._running = [s for s in self._running if s.id != id]
+            self.aborted.append(id if sequence_index < 0 else (id, sequence_index))
+            ended = [s for s in self._running if s.id == id and sequence_index in (-1, s.index)]
+            self._running = [s for s in self._running if s not in ended]
             for sequence in ended:
                 self._publish(sequence, [], reason=3)
             self._changed.notify_all()
+
+    def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_shut_down, timeout_s)
+        return None if self._is_shut_down else []
 
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
@@ -128,9 +139,9 @@ class FakeEngine:
     def last_error(self) -> str:
         return self._error
 
-    def lose_device(self, cause: str) -> None:
-        """End as the engine does when its device is lost: last records, then nothing more."""
-        self._error = cause
+    def _lose_device(self) -> None:
+        """Last records, then nothing more."""
+        self._error = LOST_DEVICE
         self.end_with_error("The engine failed while it served this request.")
         self.shutdown()
 
@@ -158,9 +169,6 @@ class FakeEngine:
                 if not self._running:
                     self._changed.wait(0.05)
                     continue
-                if self.lost_device:
-                    self.lose_device(self.lost_device)
-                    return
                 for sequence in list(self._running):
                     self._step(sequence)
                 self._changed.notify_all()
@@ -188,7 +196,7 @@ class FakeEngine:
                     num_logprobs += 1
         batch.records += RECORD.pack(
             sequence.id, sequence.index, len(tokens), sequence.num_prompt, 0, -1, num_logprobs, 0,
-            reason,
+            0, reason,
         )  # fmt: skip
         batch.token_ids += array.array("i", tokens).tobytes()
         if error:

@@ -42,6 +42,7 @@ class Submission:
     cache_salt: int
     stream: ScriptedStream | None = None
     aborted: bool = False
+    stopped: list[int] = field(default_factory=list)  # sequences
 
 
 @dataclass
@@ -61,6 +62,7 @@ class ScriptedEngine:
     failure: RequestError | None = None
     idle_gets: int = 0
     cached_tokens: int = 0
+    queue_time_us: int = 0
     ready: bool = True
     phase: str = "ready"
     draining: bool = False
@@ -129,7 +131,11 @@ class ScriptedStream(RequestStream):
     """Makes the next output whenever its reader has none left."""
 
     def __init__(self, engine: ScriptedEngine, submission: Submission) -> None:
-        super().__init__(submission.sampling.n, lambda _: setattr(submission, "aborted", True))
+        super().__init__(
+            submission.sampling.n,
+            lambda _: setattr(submission, "aborted", True),
+            lambda _, index: submission.stopped.append(index),
+        )
         self._engine = engine
         self._outputs = list(_outputs(engine, submission))
         self._idle = engine.idle_gets
@@ -165,6 +171,7 @@ def _rows(engine: ScriptedEngine, submission: Submission, index: int) -> list[Re
             logprobs=_logprobs(ids[i : i + step], sampling.logprobs),
             num_prompt_tokens=len(submission.prompt),
             num_cached_tokens=engine.cached_tokens,
+            queue_time_us=engine.queue_time_us,
         )
         for i in range(0, len(ids), step)
     ]

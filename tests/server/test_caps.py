@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import msgspec
 import pytest
 from app_under_test import Server
+
+from octavo.errors import QueueFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HUGE = 10**9
 
@@ -180,3 +189,79 @@ class TestBody:
     def test_compressed(self, server: Server) -> None:
         headers = {"Content-Encoding": "gzip"}
         assert server.post("/v1/completions", b"\x1f\x8b", headers=headers).status_code == 400
+
+
+def chat_body(**fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, **fields}
+
+
+def functions(count: int) -> list[dict[str, object]]:
+    return [{"type": "function", "function": {"name": f"f{i}"}} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "accepted_at", "refused_at"),
+    [
+        ("/v1/chat/completions", lambda k: chat_body(tools=functions(k), tool_choice="none"),
+         "tools", [0, 1, 128], [129, 5000]),
+        ("/v1/chat/completions", lambda k: chat_body(max_completion_tokens=k),
+         "max_completion_tokens", [1], [0, -1, 2**31, 10**30]),
+        ("/v1/chat/completions", lambda k: chat_body(logprobs=True, top_logprobs=k),
+         "top_logprobs", [0, 20], [-1, 21, HUGE]),
+        ("/v1/chat/completions", lambda k: chat_body(stop=["x"] * k), "stop",
+         [0, 16], [17, 100_000]),
+        ("/v1/chat/completions", lambda k: chat_body(n=k), "n", [1, 128], [0, -1, 129, HUGE]),
+        ("/v1/chat/completions", lambda k: chat_body(reasoning_effort="x" * k),
+         "reasoning_effort", [0, 32], [33, 10**6]),
+        ("/v1/messages", lambda k: chat_body(stop_sequences=["x"] * k), "stop_sequences",
+         [0, 16], [17, 100_000]),
+        ("/v1/messages", lambda k: chat_body(max_tokens=k), "max_tokens", [1], [0, -1, 2**31]),
+        ("/v1/responses", lambda k: {"input": "x", "max_output_tokens": k}, "max_output_tokens",
+         [1], [0, -1, 2**31]),
+        ("/v1/responses", lambda k: {"input": "x", "metadata": {str(i): "v" for i in range(k)}},
+         "metadata", [0, 16], [17, 10_000]),
+        ("/v1/responses", lambda k: {"input": "x", "top_logprobs": k}, "top_logprobs",
+         [0, 20], [-1, 21, HUGE]),
+    ],
+)  # fmt: skip
+def test_other_routes(
+    server: Server,
+    path: str,
+    body: Callable[[int], dict],
+    param: str,
+    accepted_at: list[int],
+    refused_at: list[int],
+) -> None:
+    for value in accepted_at:
+        result = server.post(path, body(value))
+        assert result.status_code == 200, (value, result.text[:300])
+    for value in refused_at:
+        result = server.post(path, body(value))
+        assert result.status_code == 400, (value, result.text[:300])
+        assert param in result.json["error"]["message"]
+    assert all(s.sampling.n <= 128 for s in server.engine.submissions)
+
+
+def test_a_refusal_is_cheap(server: Server) -> None:
+    """Of memory: the largest body that is read, and little beside it."""
+    bodies = [
+        {"prompt": [[1]] * 100_000},
+        {"prompt": "x", "stop": ["x" * 100] * 50_000},
+        {"prompt": "x", "logit_bias": {str(i): 0 for i in range(100_000)}},
+        {"prompt": "x", "bad_words": ["y" * 50] * 50_000},
+        {"prompt": "x", "n": 10**9},
+    ]
+    for body in bodies:
+        data = msgspec.json.encode(body)
+        tracemalloc.start()
+        server.refusal("/v1/completions", data)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 64 << 20, body.keys()
+
+
+def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
+    server.engine.fail_at, server.engine.failure = 0, QueueFullError("Too many wait.")
+    result = server.complete()
+    assert result.status_code == 429
+    assert int(result.headers["Retry-After"]) >= 1

@@ -187,9 +187,7 @@ class TestMessages:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"use_beam_search": True}, "use_beam_search"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"max_tokens": 500}, "max_tokens"),
     ],
 )

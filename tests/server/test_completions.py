@@ -350,3 +350,12 @@ def _close_after(server: Server, read: int) -> None:
     for _ in range(read):
         next(iter(iterable))
     iterable.close()
+
+
+def test_a_stop_string_ends_its_choice_in_the_engine(server: Server) -> None:
+    server.engine.script = say("one STOP two three four", "never ends here, so it says all")
+    choices = server.complete(max_tokens=30, n=2, stop="STOP", temperature=1).json["choices"]
+    assert [choice["text"] for choice in choices] == ["one ", "never ends here, so it says al"]
+    assert [choice["finish_reason"] for choice in choices] == ["stop", "length"]
+    assert server.engine.last.stopped == [0]
+    assert not server.engine.last.aborted

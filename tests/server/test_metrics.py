@@ -54,6 +54,16 @@ def test_requests_are_counted_by_reason(server: Server) -> None:
     assert samples["request_success_total,finished_reason=abort"] == 0
 
 
+def test_time_in_the_queue_is_the_requests(server: Server) -> None:
+    server.engine.queue_time_us = 1_500_000
+    server.complete(max_tokens=3, n=2, prompt=["a", "b"])
+    samples = scrape(server)
+    assert samples["request_queue_time_seconds_count"] == 2
+    assert samples["request_queue_time_seconds_sum"] == 3.0
+    assert samples["request_queue_time_seconds_bucket,le=1.0"] == 0
+    assert samples["request_queue_time_seconds_bucket,le=2.5"] == 2
+
+
 def test_failed_choices_are_errors(server: Server) -> None:
     server.engine.fail_at, server.engine.failure = 1, EngineFaultError("The engine failed.")
     server.complete(n=2)

@@ -104,6 +104,9 @@ GOOD = [
 PLAIN = [
     ("hermes", "a <tool_cal> b < c <tool_calls"),
     ("hermes", "<tool_call>not json</tool_call>"),
+    ("qwen", "<tool_call><u<tool_call><function></tool_call>"),
+    ("qwen", "<tool_call><function=></function></tool_call>"),
+    ("mistral", "[TOOL_CALLS]{[TOOL_CALLS]s"),
     ("hermes", '<tool_call>{"nam": 1}'),
     ("hermes", "<tool_call>"),
     ("hermes", '<tool_call>{"arguments": {"a": 1}'),
@@ -157,8 +160,8 @@ def test_any_text_parses_the_same_in_any_pieces(
     text = "".join(words)
     whole = run(TOOL_PARSERS[kind](SCHEMAS), [text] if text else [])
     cut = run(TOOL_PARSERS[kind](SCHEMAS), pieces(text, cuts))
-    assert re.sub(r"\s", "", whole[0]) == re.sub(r"\s", "", cut[0])
-    assert whole[1] == cut[1]
+    single = run(TOOL_PARSERS[kind](SCHEMAS), list(text))
+    assert whole[:2] == cut[:2] == single[:2]
 
 
 def test_arguments_come_as_they_are_written() -> None:

@@ -173,7 +173,6 @@ def tool(**function: object) -> dict:
         ({"tools": [tool()] * 20_000}, "tools"),
         ({"tools": "x"}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": "required", "tools": [tool()]}, "tool_choice"),
         ({"tool_choice": "sometimes", "tools": [tool()]}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [tool()]},
          "tool_choice"),

@@ -102,6 +102,7 @@ class RequestOutput(msgspec.Struct):
         stop_token_id: The id that ended the sequence, where one did.
         num_prompt_tokens: Length of the prompt.
         num_cached_tokens: Of these, served from the prefix cache.
+        queue_time_us: From the request's arrival in the engine to its first step.
     """
 
     sequence_index: int
@@ -112,6 +113,7 @@ class RequestOutput(msgspec.Struct):
     stop_token_id: int | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    queue_time_us: int = 0
 
     def extend(self, later: RequestOutput) -> None:
         """Append what the same sequence produced later."""
@@ -133,6 +135,7 @@ class RequestStream:
     Args:
         num_sequences: Each of them ends with a finish reason.
         abort: Stops the request in the engine.
+        abort_sequence: Stops one of its sequences there.
         is_ticked: Somebody calls tick().
     """
 
@@ -140,11 +143,13 @@ class RequestStream:
         self,
         num_sequences: int,
         abort: Callable[[RequestStream], None],
+        abort_sequence: Callable[[RequestStream, int], None],
         *,
         is_ticked: bool = False,
     ) -> None:
         self._unfinished = num_sequences  # sequences whose last output was not fed yet
         self._abort = abort
+        self._abort_sequence = abort_sequence
         self._is_ticked = is_ticked
         self._deadline = math.inf  # of the wait that tick() is to end
         self._waiting: deque[RequestOutput] = deque()
@@ -218,6 +223,11 @@ class RequestStream:
             self._unfinished = 0
             self._wakeup.set()
             self._abort(self)
+
+    def abort_sequence(self, index: int) -> None:
+        """Stop one sequence; its last output still comes. As abort() otherwise."""
+        if not self.is_ended:
+            self._abort_sequence(self, index)
 
     def __enter__(self) -> RequestStream:
         return self

@@ -9,6 +9,7 @@ the others.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -22,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
+from octavo.engine.grammars import GrammarQueue, MaskMaker
 from octavo.engine.protocol import (
     RECORD,
     Abort,
+    AbortSequence,
     GetStats,
     Outputs,
     Refused,
@@ -36,12 +39,13 @@ from octavo.engine.protocol import (
     ToWorker,
     Welcome,
 )
-from octavo.errors import EngineError, RequestError
+from octavo.errors import EngineError, InvalidRequestError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from octavo.engine.client import ModelInfo
+    from octavo.engine.grammars import GrammarCompiler
     from octavo.sampling_params import SamplingParams
 
 MAX_BACKLOG_BYTES = 64 << 20
@@ -49,7 +53,7 @@ _RECEIVE_BYTES = 1 << 20
 _ACCEPT_RETRY_S = 0.02
 _CONNECTION_SHIFT = 48
 _MAX_CONNECTIONS = (1 << 16) - 1
-_FINISH_REASON = slice(RECORD.size - 4, None, RECORD.size)  # the column of finish reasons
+_FINISH_REASON = slice(RECORD.size - 8, None, RECORD.size)  # the column of finish reasons
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 log = logging.getLogger(__name__)
@@ -76,11 +80,18 @@ class Engine(Protocol):
         sampling: Any,
         priority: int = 0,
         cache_salt: int = 0,
+        token_mask: bytes | None = None,
     ) -> None:
         """Start a request."""
 
-    def abort(self, request_id: int) -> None:
-        """Stop a request."""
+    def abort(self, request_id: int, sequence_index: int = -1) -> None:
+        """Stop a request, or one of its sequences."""
+
+    def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
+        """Wait for tokens of sequences with a grammar; None once shut down."""
+
+    def set_token_masks(self, sequences: list[tuple[int, int]], masks: bytearray) -> None:
+        """Give the masks of the tokens that follow."""
 
     def reset_prefix_cache(self) -> None:
         """Forget cached blocks."""
@@ -150,6 +161,7 @@ class Endpoint:
         listener: A listening AF_UNIX socket.
         info: Told to every worker that connects.
         to_sampling: Makes the engine's sampling parameters.
+        compiler: For requests with a grammar; None refuses them.
     """
 
     def __init__(
@@ -158,6 +170,7 @@ class Endpoint:
         listener: socket.socket,
         info: ModelInfo,
         to_sampling: Callable[[SamplingParams], Any],
+        compiler: GrammarCompiler | None = None,
     ) -> None:
         self._engine = engine
         self._listener = listener
@@ -172,7 +185,12 @@ class Endpoint:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._to_flush: set[_Connection] = set()
         self._to_close: set[_Connection] = set()
-        self._lock = threading.Lock()  # of _connections, live, _to_flush and _to_close
+        self._to_refuse: list[tuple[int, RequestError]] = []  # by full id
+        self._lock = threading.Lock()  # of _connections, live and the _to_ collections
+        self._masks = MaskMaker(engine, info.vocab_size, self._refuse_later)
+        self._grammars = None
+        if compiler is not None:
+            self._grammars = GrammarQueue(compiler, self._masks, self._refuse_later)
         self._is_stopping = False
         self._failure: str | None = None
 
@@ -187,10 +205,15 @@ class Endpoint:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         sender = threading.Thread(target=self._send_outputs, name="engine-sender")
         sender.start()
+        if self._grammars is not None:
+            self._masks.start()
+            self._grammars.start()
         while not self._is_stopping:
             for key, events in self._selector.select():
                 self._handle(key, events)
             self._settle()
+        if self._grammars is not None:
+            self._grammars.stop()
         self._engine.shutdown()
         sender.join()
         for connection in list(self._connections.values()):
@@ -229,12 +252,15 @@ class Endpoint:
         with self._lock:
             to_flush, self._to_flush = self._to_flush, set()
             to_close, self._to_close = self._to_close, set()
+            to_refuse, self._to_refuse = self._to_refuse, []
         for connection in to_flush - to_close:
             if connection.is_open:
                 both = selectors.EVENT_READ | selectors.EVENT_WRITE
                 self._selector.modify(connection, both, connection)
         for connection in to_close:
             self._close(connection)
+        for full_id, error in to_refuse:
+            self._refuse(full_id, error)
 
     def _accept(self) -> None:
         try:
@@ -268,7 +294,10 @@ class Endpoint:
             self._submit(connection, message)
         elif isinstance(message, Abort):
             for request_id in message.ids:
-                self._engine.abort(connection.number << _CONNECTION_SHIFT | request_id)
+                self._abort(connection, connection.number << _CONNECTION_SHIFT | request_id)
+        elif isinstance(message, AbortSequence):
+            full_id = connection.number << _CONNECTION_SHIFT | message.id
+            self._engine.abort(full_id, message.index)
         elif isinstance(message, GetStats):
             self._reply(connection, Stats(message.token, self._engine.stats()))
         elif isinstance(message, ResetPrefixCache):
@@ -280,6 +309,20 @@ class Endpoint:
         full_id = connection.number << _CONNECTION_SHIFT | message.id
         with self._lock:
             connection.live[full_id] = message.sampling.n
+        text = message.sampling.grammar
+        try:
+            if text is None:
+                self._enter(full_id, message)
+            elif self._grammars is None:
+                raise InvalidRequestError("Structured output is not supported here.")
+            else:
+                enter = functools.partial(self._enter, full_id, message)
+                self._grammars.submit(full_id, message.sampling.n, text, enter)
+        except RequestError as error:
+            self._refuse(full_id, error)
+
+    def _enter(self, full_id: int, message: Submit, token_mask: bytes | None = None) -> None:
+        """Hand a request to the engine."""
         try:
             self._engine.submit(
                 full_id,
@@ -287,18 +330,36 @@ class Endpoint:
                 self._to_sampling(message.sampling),
                 message.priority,
                 message.cache_salt,
+                token_mask,
             )
-        except RequestError as error:
-            self._refuse(connection, message.id, type(error).__name__, error.message)
         except (ValueError, TypeError, OverflowError) as error:
             log.debug("Refused request %d: %s", message.id, error)
-            text = "A parameter is out of range."
-            self._refuse(connection, message.id, "InvalidRequestError", text)
+            raise InvalidRequestError("A parameter is out of range.") from None
 
-    def _refuse(self, connection: _Connection, request_id: int, kind: str, message: str) -> None:
+    def _abort(self, connection: _Connection, full_id: int) -> None:
+        """Stop a request; one that has not entered the engine leaves no record."""
+        if self._grammars is not None and self._grammars.abort(full_id):
+            with self._lock:
+                connection.live.pop(full_id, None)
+        else:
+            self._engine.abort(full_id)
+
+    def _refuse(self, full_id: int, error: RequestError) -> None:
         with self._lock:
-            connection.live.pop(connection.number << _CONNECTION_SHIFT | request_id, None)
-        self._reply(connection, Refused(request_id, kind, message))
+            connection = self._connections.get(full_id >> _CONNECTION_SHIFT)
+            if connection is None or connection.live.pop(full_id, None) is None:
+                return
+            if not connection.is_open and not connection.live:
+                self._connections.pop(connection.number, None)
+        if connection.is_open:
+            local_id = full_id & ((1 << _CONNECTION_SHIFT) - 1)
+            self._reply(connection, Refused(local_id, type(error).__name__, error.message))
+
+    def _refuse_later(self, full_id: int, error: RequestError) -> None:
+        """Have the selector's thread refuse a request. From any thread."""
+        with self._lock:
+            self._to_refuse.append((full_id, error))
+        self._wake()
 
     def _reply(self, connection: _Connection, message: ToWorker) -> None:
         if not connection.send(encode(message, self._encoder)):
@@ -314,10 +375,11 @@ class Endpoint:
         connection.peer.close()
         with self._lock:
             live = list(connection.live)
-            if not live:
-                self._connections.pop(connection.number, None)
         for full_id in live:
-            self._engine.abort(full_id)
+            self._abort(connection, full_id)
+        with self._lock:
+            if not connection.live:
+                self._connections.pop(connection.number, None)
 
     # --- The sender's thread ---
 

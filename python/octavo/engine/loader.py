@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from octavo import _core
 from octavo.config import resolve_options
 from octavo.engine.client import ModelInfo
+from octavo.engine.grammars import grammar_compiler
 from octavo.engine.process import Loaded
 from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
 from octavo.model.config import to_core
@@ -67,7 +68,8 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     engine.set_heartbeat(page.memory, page.HEARTBEAT_OFFSET)
     page.set_summary(_summary(config, core, engine, info.architecture))
     limits = ModelInfo(info.vocab_size, engine.max_model_len())
-    return Loaded(engine, limits, to_core_sampling, slowest_step_s)
+    compiler = grammar_compiler(files, config.tokenizer, limits.vocab_size)
+    return Loaded(engine, limits, to_core_sampling, slowest_step_s, compiler)
 
 
 def _find(config: ServeConfig, page: StatusPage) -> ResolvedModel:

@@ -13,9 +13,10 @@ from octavo.engine.supervisor import Observer
 from octavo.engine.systemd import Notifier
 
 if TYPE_CHECKING:
-    from octavo.config import NotifySocket, ServeConfig
+    from octavo.config import ServeConfig
     from octavo.engine.client import EngineState
     from octavo.engine.status_page import StatusPage
+    from octavo.engine.systemd import NotifySocket
 
 _BAR_WIDTH = 24
 _USUAL_COLUMNS = 80

@@ -22,6 +22,7 @@ from octavo import logs
 from octavo.config import ServeConfig
 from octavo.engine.client import ModelInfo
 from octavo.engine.endpoint import Endpoint, Engine
+from octavo.engine.grammars import GrammarCompiler
 from octavo.engine.launch import Launch
 from octavo.engine.status_page import StatusPage
 from octavo.errors import EngineError, OctavoError
@@ -43,12 +44,14 @@ class Loaded(msgspec.Struct, frozen=True):
         info: For the workers.
         to_sampling: Makes the engine's sampling parameters.
         slowest_step_s: An upper bound of one step, measured by the warm-up; 0 if unknown.
+        compiler: For requests with a grammar.
     """
 
     engine: Engine
     info: ModelInfo
     to_sampling: Callable[[SamplingParams], object]
     slowest_step_s: float = 0.0
+    compiler: GrammarCompiler | None = None
 
 
 class Process:
@@ -94,7 +97,9 @@ class Process:
 
     def _serve(self, config: ServeConfig, page: StatusPage, listener: socket.socket) -> None:
         loaded = self._build(config, page)
-        endpoint = Endpoint(loaded.engine, listener, loaded.info, loaded.to_sampling)
+        endpoint = Endpoint(
+            loaded.engine, listener, loaded.info, loaded.to_sampling, loaded.compiler
+        )
         with self._lock:
             self._endpoint = endpoint
         page.set_liveness_timeout(liveness_timeout(config, loaded.slowest_step_s))

@@ -23,8 +23,8 @@ MAX_FRAME_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
 # request_id, sequence_index, num_tokens, num_prompt_tokens, num_cached_tokens, stop_token_id,
-# num_logprobs, num_prompt_logprobs, finish_reason
-RECORD = struct.Struct("<QIIIIiIIB3x")
+# num_logprobs, num_prompt_logprobs, queue_time_us, finish_reason
+RECORD = struct.Struct("<QIIIIiIIIB7x")
 # token_id, logprob, rank
 LOGPROB = struct.Struct("<ifi")
 
@@ -45,6 +45,13 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
     """Stop these requests; each still gets its last record."""
 
     ids: list[int]
+
+
+class AbortSequence(msgspec.Struct, tag="abort_sequence", array_like=True, frozen=True):
+    """Stop one sequence of a request; it still gets its last record."""
+
+    id: int
+    index: int
 
 
 class GetStats(msgspec.Struct, tag="get_stats", array_like=True, frozen=True):
@@ -94,5 +101,5 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     values: dict[str, float]
 
 
-ToEngine = Submit | Abort | GetStats | ResetPrefixCache | SelfCheck
+ToEngine = Submit | Abort | AbortSequence | GetStats | ResetPrefixCache | SelfCheck
 ToWorker = Welcome | Outputs | Refused | Stats

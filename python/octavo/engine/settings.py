@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from octavo import _core
+from octavo.errors import ConfigError
 from octavo.options import AUTO
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _SAME = (
 # gets a token meanwhile: bench/results/2026-11-22-startup.md.
 _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
-_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens"})
+_TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
 def engine_config(
@@ -49,6 +50,9 @@ def engine_config(
     core.device = device(config)
     core.weight_dtype = weight_dtype(config, info, core.device)
     core.max_num_batched_tokens = step_tokens(config, core.device)
+    core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
+    core.keep_quantized = config.quantization != "none"
+    core.quantization = quantize_to(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
     core.eos_token_ids = list(generation.eos_token_ids)
@@ -83,8 +87,22 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
     return "float16" if info.dtype == "float16" and device != "cpu" else "bfloat16"
 
 
+def quantize_to(config: ServeConfig, device: str) -> str:
+    """What plain weights are quantised to at load; empty: they are not.
+
+    Raises:
+        ConfigError: The device cannot.
+    """
+    if config.quantization in (AUTO, "none"):
+        return ""
+    needed = "cuda" if config.quantization == "fp8" else "cpu"
+    if not device.startswith(needed):
+        raise ConfigError(f"--quantization {config.quantization} needs --device {needed}.")
+    return config.quantization
+
+
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:
-    """Sampling parameters without what concerns only the text."""
+    """Sampling parameters without what the engine is told in other ways, or not at all."""
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     for name in _TEXT_ONLY:
         del fields[name]

@@ -28,6 +28,7 @@ from octavo.engine.protocol import (
     LOGPROB,
     RECORD,
     Abort,
+    AbortSequence,
     GetStats,
     Outputs,
     Refused,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _LOCAL_ID = (1 << 48) - 1  # the bits of a record's id that this client chose
 _RECONNECT_S = 0.05
+_FULL_S = 0.02  # how long a full queue is taken to be full still
 _RECEIVE_BYTES = 256 << 10
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
@@ -58,12 +60,13 @@ _REFUSALS = {
 class _Live:
     """A request that the engine knows."""
 
-    __slots__ = ("logprobs", "prompt_logprobs", "stream")
+    __slots__ = ("logprobs", "prompt_logprobs", "stopped", "stream")
 
     def __init__(self, stream: RequestStream, sampling: SamplingParams) -> None:
         self.stream = stream
         self.logprobs = 1 + (sampling.logprobs or 0)
         self.prompt_logprobs = 1 + (sampling.prompt_logprobs or 0)
+        self.stopped: set[int] = set()  # sequences that were aborted from here
 
 
 class SocketEngineClient:
@@ -88,6 +91,7 @@ class SocketEngineClient:
         self._outbox_bytes = 0
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._full_until = 0.0
         self._is_closed = False
         self._socket: socket.socket | None = None
 
@@ -133,7 +137,7 @@ class SocketEngineClient:
         self._check_serving()
         if not isinstance(prompt_token_ids, bytes):
             prompt_token_ids = _int32(prompt_token_ids)
-        stream = RequestStream(sampling.n, self._abort, is_ticked=True)
+        stream = RequestStream(sampling.n, self._abort, self._abort_sequence, is_ticked=True)
         request_id = next(self._ids)
         message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
         frame = self._frame(message)
@@ -171,6 +175,10 @@ class SocketEngineClient:
 
     # --- For the worker ---
 
+    def is_full(self) -> bool:
+        """The engine has just refused a request because too many wait."""
+        return time.monotonic() < self._full_until
+
     @property
     def num_live(self) -> int:
         """Requests that have not ended."""
@@ -203,6 +211,13 @@ class SocketEngineClient:
             if request_id is not None:
                 self._live.pop(request_id, None)
                 self._put(self._frame(Abort([request_id])))
+
+    def _abort_sequence(self, stream: RequestStream, index: int) -> None:
+        with self._lock:
+            request_id = self._id_of.get(stream)
+            if request_id is not None:
+                self._live[request_id].stopped.add(index)
+                self._put(self._frame(AbortSequence(request_id, index)))
 
     def _frame(self, message: ToEngine) -> bytes:
         try:
@@ -264,6 +279,8 @@ class SocketEngineClient:
             self._feed(message)
         elif isinstance(message, Refused):
             kind = _REFUSALS.get(message.kind, errors.EngineFaultError)
+            if kind is errors.QueueFullError:
+                self._full_until = time.monotonic() + _FULL_S
             self._fail(message.id, kind(message.message))
         elif isinstance(message, Stats):
             if answer := self._answers.get(message.token):
@@ -293,8 +310,8 @@ class SocketEngineClient:
         if output.finish_reason == "error":
             error = errors.EngineFaultError(message or "The engine failed.")
             self._fail(request_id, error)
-        elif output.finish_reason == "abort":  # not by this client: the engine is ending
-            self._fail(request_id, engine_gone())
+        elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
+            self._fail(request_id, engine_gone())  # not by this client: the engine is ending
         else:
             live.stream.feed(output)
             if live.stream.is_ended:
@@ -344,7 +361,9 @@ class _Columns:
 
     def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
         """The output of the next record."""
-        _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, reason = record
+        (
+            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us, reason
+        ) = record  # fmt: skip
         start = self._token
         self._token = start + num_tokens
         output = RequestOutput(
@@ -354,6 +373,7 @@ class _Columns:
             stop_token_id=stop_id if stop_id >= 0 else None,
             num_prompt_tokens=num_prompt,
             num_cached_tokens=num_cached,
+            queue_time_us=queue_us,
         )
         if num_lp or num_plp:
             self._take_logprobs(output, num_lp, num_plp, live)

@@ -187,11 +187,11 @@ class _Matrix(msgspec.Struct, kw_only=True):
         matrix.block = self.block
         matrix.zero_offset = self.zero_offset
         matrix.scale_dtype = source.tensors[self.scales].dtype
-        arrays = [
+        codes, scales, zeros, group_of_col = (
             _bytes_of(source, name)
             for name in (self.codes, self.scales, self.zeros, self.group_of_col)
-        ]
-        matrix.decode(*arrays, out)
+        )
+        matrix.decode(codes, scales, zeros, group_of_col, out)
 
 
 def _bytes_of(source: TensorSource, name: str | None) -> bytearray:

@@ -14,11 +14,13 @@ from octavo.server.generation import Generation
 from octavo.server.parsers.answer import AnswerParser
 from octavo.server.parsers.reasoning import OPEN, ReasoningParser
 from octavo.server.parsers.registry import (
+    FORCED,
     SHOWS_SPECIAL_TOKENS,
     TOOL_PARSERS,
     find_reasoning_parser,
     find_tool_parser,
 )
+from octavo.server.structured import chat_grammar
 from octavo.server.work import Route, plan
 
 if TYPE_CHECKING:
@@ -51,13 +53,16 @@ class ChatRun:
         self.name = context.check_model(request.model)
         model = context.model()
         self._tools = tools_of(request)
-        parser = _tool_parser(context.config, model) if self._tools else None
+        is_forced = request.forces_tool_call
+        parser = _tool_parser(context.config, model, is_forced=is_forced) if self._tools else None
         text = prompt_text(request, model)
-        route = _route(request, shows_special_tokens=parser in SHOWS_SPECIAL_TOKENS)
+        thinking = _thinking(context.config, model, text)
+        grammar = chat_grammar(request, self._tools, parser, model.tokenizer, reasons=thinking)
+        route = _route(request, parser, grammar)
         work = plan(request, route, [text], model, context.model_info())
         self.token_bytes = model.tokenizer.token_bytes
         self._parsers = [
-            AnswerParser(_reasoning(context.config, model, text), self._new_tool_parser(parser))
+            AnswerParser(_reasoning(thinking), self._new_tool_parser(parser))
             for _ in range(work.sampling.n)
         ]
         self._num_calls = [0] * len(self._parsers)
@@ -101,28 +106,34 @@ def prompt_text(request: ChatRequest, model: ServedModel) -> str:
     return render(conversation_of(request), model, tools_of(request))
 
 
-def _route(request: ChatRequest, *, shows_special_tokens: bool) -> Route:
+def _route(request: ChatRequest, parser: str | None, grammar: str | None) -> Route:
     return Route(
         param="messages",
         add_special_tokens=False,  # the template writes them
         max_tokens=request.requested_max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
-        shows_special_tokens=shows_special_tokens,
+        shows_special_tokens=parser in SHOWS_SPECIAL_TOKENS,
+        grammar=grammar,
     )
 
 
-def _tool_parser(config: ServeConfig, model: ServedModel) -> str | None:
-    if not config.enable_auto_tool_choice:
+def _tool_parser(config: ServeConfig, model: ServedModel, *, is_forced: bool) -> str | None:
+    if not (config.enable_auto_tool_choice or is_forced):
         return None
-    return find_tool_parser(config.tool_call_parser, model.tokenizer.token_to_id)
+    found = find_tool_parser(config.tool_call_parser, model.tokenizer.token_to_id)
+    # A model without a format of its own can still be held to one.
+    return found or (FORCED if is_forced else None)
 
 
-def _reasoning(config: ServeConfig, model: ServedModel, prompt: str) -> ReasoningParser | None:
+def _thinking(config: ServeConfig, model: ServedModel, prompt: str) -> bool | None:
+    """Whether the answer begins inside reasoning; None for a model that does not reason."""
     name = find_reasoning_parser(config.reasoning_parser, model.tokenizer.token_to_id)
-    if name is None:
-        return None
-    return ReasoningParser(is_inside=prompt.rstrip().endswith(OPEN))
+    return None if name is None else prompt.rstrip().endswith(OPEN)
+
+
+def _reasoning(is_inside: bool | None) -> ReasoningParser | None:
+    return None if is_inside is None else ReasoningParser(is_inside=is_inside)
 
 
 def _role(request: ChatRequest, config: ServeConfig) -> str:

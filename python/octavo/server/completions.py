@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.server.disconnect import watch
 from octavo.server.generation import Generation
 from octavo.server.logprobs import CompletionColumns, extend, prompt_logprobs
 from octavo.server.openapi import Operation
@@ -22,6 +21,7 @@ from octavo.server.schemas.completions import (
 )
 from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
 from octavo.server.streaming import stream_generation
+from octavo.server.structured import answer_grammar, checked
 from octavo.server.work import Route, plan
 
 if TYPE_CHECKING:
@@ -69,13 +69,14 @@ class CompletionsResource:
         if request.stream:
             stream_generation(req, resp, generation, answer.events)
             return
-        with generation, watch(req.env, generation.abort):
+        with generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
 
 
 def _route(request: CompletionRequest) -> Route:
     echoed = request.logprobs if request.echo else None
     asked = [k for k in (request.prompt_logprobs, echoed) if k is not None]
+    wanted = answer_grammar(request)
     return Route(
         param="prompt",
         add_special_tokens=True,
@@ -83,6 +84,7 @@ def _route(request: CompletionRequest) -> Route:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=request.logprobs,
         prompt_logprobs=max(asked, default=None),
+        grammar=checked(*wanted) if wanted else None,
     )
 
 

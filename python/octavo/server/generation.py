@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import OctavoError
 from octavo.model.detokenizer import Detokenizer, DetokenizerOptions
+from octavo.server.disconnect import watch
 from octavo.server.merged_streams import MergedStreams, OneStream
+from octavo.server.request_report import REPORT, RequestReport
 from octavo.server.schemas.shared import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Generation:
     ) -> None:
         self.prompts = [prompt for prompt, _ in work.prompts]
         self.n = work.sampling.n
+        self._sampling = work.sampling
         self.prompt_logprobs: list[list[list[Logprob]]] = [[] for _ in work.prompts]
         self._choices = [
             _Choice(token_bytes, sampling, prompt, _Timer(context.metrics, started))
@@ -75,6 +79,8 @@ class Generation:
             for _ in range(sampling.n)
         ]
         self._cached_tokens = [0] * len(work.prompts)
+        self._metrics = context.metrics
+        self._has_begun = [False] * len(work.prompts)
         self._streams: list[RequestStream] = []
         try:
             for prompt, sampling in work.prompts:
@@ -121,6 +127,30 @@ class Generation:
         self._outputs.close()
         self._end("abort")
 
+    @contextlib.contextmanager
+    def attended(self, environ: dict[str, Any]) -> Iterator[None]:
+        """While a client waits for it: abort when it goes away, and report to the log.
+
+        Args:
+            environ: The request's WSGI environment.
+        """
+        environ[REPORT] = self.report
+        with watch(environ, self.abort):
+            yield
+
+    def report(self) -> RequestReport:
+        """What the call has cost so far."""
+        usage = self.usage()
+        times = [each.first_token_s for each in self._choices if each.first_token_s is not None]
+        return RequestReport(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=sum(self._cached_tokens),
+            output_tokens=usage.completion_tokens,
+            first_token_s=min(times, default=None),
+            finish_reasons=[each.finish_reason or "abort" for each in self._choices],
+            sampling=self._sampling,
+        )
+
     def __enter__(self) -> Generation:
         return self
 
@@ -143,6 +173,9 @@ class Generation:
 
     def _take(self, index: int, output: RequestOutput) -> Piece | None:
         self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
+        if output.token_ids and not self._has_begun[index]:
+            self._has_begun[index] = True
+            self._metrics.queued(output.queue_time_us * 1e-6)
         if output.prompt_logprobs:
             self.prompt_logprobs[index] += output.prompt_logprobs
         number = index * self.n + output.sequence_index
@@ -152,6 +185,8 @@ class Generation:
         piece = choice.take(number, output)
         if choice.is_finished and self._is_over(index):
             self._streams[index].abort()
+        elif choice.is_finished and output.finish_reason is None:  # by a stop string
+            self._streams[index].abort_sequence(output.sequence_index)
         return piece
 
     def _is_over(self, index: int) -> bool:
@@ -181,6 +216,12 @@ class _Choice:
             ),
         )
         self.is_finished = False
+        self.finish_reason: str | None = None
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the request's arrival to the first token."""
+        return self._timer.first_token_s
 
     @property
     def num_tokens(self) -> int:
@@ -218,6 +259,7 @@ class _Choice:
 
     def _finish(self, reason: str) -> None:
         self.is_finished = True
+        self.finish_reason = reason
         self._timer.finish(reason, self.num_tokens)
 
     def _stop_id(self, output: RequestOutput) -> int | None:
@@ -232,12 +274,14 @@ class _Timer:
         self._metrics = metrics
         self._started = started
         self._last: float | None = None
+        self.first_token_s: float | None = None
 
     def tokens(self, count: int, prompt_tokens: int) -> None:
         """The choice got tokens."""
         now = time.monotonic()
         if self._last is None:
-            self._metrics.first_token(now - self._started, prompt_tokens)
+            self.first_token_s = now - self._started
+            self._metrics.first_token(self.first_token_s, prompt_tokens)
         else:
             self._metrics.next_tokens(now - self._last, count)
         self._last = now

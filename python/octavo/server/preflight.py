@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from octavo.config import resolve_options
 from octavo.errors import ConfigError
 from octavo.model.resolve import ResolvedModel, resolve_local
+from octavo.server.tracing import check_tracing
 
 if TYPE_CHECKING:
     from octavo.config import ServeConfig
@@ -30,6 +31,8 @@ def preflight(config: ServeConfig) -> None:
         from octavo.model.files import given_template  # noqa: PLC0415 - imports jinja2
 
         given_template(config.chat_template, {})
+    if config.otlp_traces_endpoint:
+        check_tracing(config.otlp_traces_endpoint)
     find_model(config)
 
 

@@ -53,6 +53,7 @@ _DEFINITIONS = (
     ("time_to_first_token_seconds", "Arrival of a request to its first token.", _FIRST),
     ("inter_token_latency_seconds", "Between two tokens of one choice.", _FAST),
     ("e2e_request_latency_seconds", "Arrival of a request to the end of a choice.", _LONG),
+    ("request_queue_time_seconds", "Arrival of a request in the engine to its first step.", _FIRST),
     ("request_prompt_tokens", "Tokens of a prompt.", _TOKENS),
     ("request_generation_tokens", "Tokens of a choice.", _TOKENS),
 )
@@ -67,7 +68,7 @@ def _place() -> Iterator[Histogram]:
 
 
 HISTOGRAMS: Final = tuple(_place())
-_FIRST_TOKEN, _INTER_TOKEN, _WHOLE, _PROMPT_TOKENS, _GENERATION_TOKENS = HISTOGRAMS
+_FIRST_TOKEN, _INTER_TOKEN, _WHOLE, _QUEUE, _PROMPT_TOKENS, _GENERATION_TOKENS = HISTOGRAMS
 _SLOT_WORDS: Final = HISTOGRAMS[-1].offset + HISTOGRAMS[-1].num_words
 
 
@@ -104,6 +105,10 @@ class RequestMetrics:
         """A choice got its first token this long after its request came."""
         self._observe(_FIRST_TOKEN, seconds)
         self._observe(_PROMPT_TOKENS, prompt_tokens)
+
+    def queued(self, seconds: float) -> None:
+        """A request waited this long in the engine before its first step."""
+        self._observe(_QUEUE, seconds)
 
     def next_tokens(self, seconds: float, count: int) -> None:
         """A choice got `count` more tokens this long after the ones before."""

@@ -17,7 +17,7 @@ from octavo.server.schemas.chat import (
     ToolDefinition,
 )
 from octavo.server.schemas.responses import NamedTool
-from octavo.server.schemas.sampling import ResponseFormat
+from octavo.server.schemas.sampling import JsonSchema, ResponseFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PARAMS = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
 }
 
@@ -155,7 +156,10 @@ def _tool(tool: ResponseTool, where: str) -> ToolDefinition:
 
 def _response_format(request: ResponseRequest) -> ResponseFormat | None:
     wanted = request.text.format if request.text else None
-    return None if wanted is None else ResponseFormat(type=wanted.type, json_schema=wanted.schema)
+    if wanted is None:
+        return None
+    schema = JsonSchema(name=wanted.name, schema=wanted.schema, strict=wanted.strict)
+    return ResponseFormat(type=wanted.type, json_schema=schema)
 
 
 def _missing(where: str) -> InvalidRequestError:

@@ -57,6 +57,7 @@ class Route:
         logprobs: Of how many tokens beside the chosen one; None for no logprobs.
         prompt_logprobs: The same for the prompt.
         shows_special_tokens: Whatever the request says; for parsers that look for them.
+        grammar: What the output has to match.
     """
 
     param: str
@@ -66,6 +67,7 @@ class Route:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     shows_special_tokens: bool = False
+    grammar: str | None = None
 
 
 def plan(
@@ -102,6 +104,7 @@ def plan(
             prompt_logprobs=route.prompt_logprobs,
             bad_words=bad_words,
             shows_special_tokens=route.shows_special_tokens,
+            grammar=route.grammar,
         )
         return to_sampling_params(fields, model.defaults, output)
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -50,6 +51,7 @@ class FakeRunner final : public StepRunner {
     // Called through copies, so that a hook can take itself away.
     if (const auto hook = before_run) hook(batch);
     check_batch(batch);
+    if (batch.before_sampling) batch.before_sampling();
     check(std::ssize(in_flight_) < options_.max_steps_in_flight, "too many steps in flight");
     in_flight_.emplace_back(batch);
   }
@@ -178,8 +180,7 @@ class FakeRunner final : public StepRunner {
     }
     num_computed_tokens += row.num_scheduled_tokens;
     result.is_invalid.push_back(0);
-    const int32_t token_id =
-        row.samples ? sample(state, end, *row.sampling, row.seed, row.banned_token_ids) : -1;
+    const int32_t token_id = row.samples ? sample_masked(row, state, end) : -1;
     result.token_ids.push_back(token_id);
     if (row.samples) drawn_[row.slot] = token_id;
     if (row.samples && row.sampling->logprobs >= 0) {
@@ -195,6 +196,16 @@ class FakeRunner final : public StepRunner {
     for (int32_t rank = 0; rank <= k; ++rank) {
       entries.push_back({token_id, static_cast<float>(position), rank + 1});
     }
+  }
+
+  // A mask shows as its smallest token.
+  int32_t sample_masked(const ScheduledSequence& row, uint64_t state, int64_t position) const {
+    for (size_t word = 0; word < row.token_bitmask.size(); ++word) {
+      if (row.token_bitmask[word] != 0) {
+        return static_cast<int32_t>(word * 32) + std::countr_zero(row.token_bitmask[word]);
+      }
+    }
+    return sample(state, position, *row.sampling, row.seed, row.banned_token_ids);
   }
 
   int32_t sample(uint64_t state, int64_t position, const SamplingParams& sampling, uint64_t seed,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo.server.parsers.answer import ToolParser
 
 AUTO, NONE = "auto", "none"
+FORCED = "hermes"  # the format of a call that is forced on a model without one
 
 TOOL_PARSERS: dict[str, Callable[[Mapping[str, Any]], ToolParser]] = {
     "hermes": TaggedParser,

@@ -138,9 +138,11 @@ class ChatRequest(SamplingFields, kw_only=True):
             raise InvalidRequestError(
                 "tool_choice: names a function that tools do not have.", param="tool_choice"
             )
-        raise InvalidRequestError(
-            "tool_choice: making the model call a function is not supported.", param="tool_choice"
-        )
+
+    @property
+    def forces_tool_call(self) -> bool:
+        """The model has to call a function."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
 
     @property
     def requested_max_tokens(self) -> int | None:

@@ -1,7 +1,7 @@
 """The fields that completions and chat share, and how they become SamplingParams."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -33,11 +33,44 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchema(msgspec.Struct, kw_only=True):
+    """The schema of an answer."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct, kw_only=True):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True):
+    """What the answer has to match: one of these."""
+
+    json: Annotated[msgspec.Raw, Meta(description="A JSON schema.")] = msgspec.field(
+        default_factory=msgspec.Raw
+    )
+    regex: Annotated[str, Meta(min_length=1)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: Annotated[str, Meta(min_length=1, description="In Lark or GBNF.")] | None = None
+    json_object: bool | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The names of those that are set."""
+        is_set = {
+            "json": bytes(self.json) not in (b"", b"null"),
+            "regex": self.regex is not None,
+            "choice": self.choice is not None,
+            "grammar": self.grammar is not None,
+            "json_object": bool(self.json_object),
+        }
+        return [name for name, yes in is_set.items() if yes]
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -98,7 +131,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
     response_format: ResponseFormat | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     use_beam_search: bool | None = None
 
     def check(self) -> None:
@@ -119,7 +152,6 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             raise InvalidRequestError(
                 "use_beam_search: beam search is not supported.", param="use_beam_search"
             )
-        self._check_form()
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequestError(
                 "truncate_prompt_tokens: must be -1, or at least 1.",
@@ -129,18 +161,6 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             if len(string.encode()) > MAX_STOP_BYTES:
                 raise InvalidRequestError(
                     f"stop: each string must be at most {MAX_STOP_BYTES} bytes.", param="stop"
-                )
-
-    def _check_form(self) -> None:
-        """Nothing can make the model keep to a form yet, so a form is not promised."""
-        wanted = self.response_format
-        for param, is_asked in (
-            ("response_format", wanted is not None and wanted.type != "text"),
-            ("structured_outputs", bool(self.structured_outputs)),
-        ):
-            if is_asked:
-                raise InvalidRequestError(
-                    f"{param}: structured output is not supported.", param=param
                 )
 
     @property
@@ -195,6 +215,7 @@ class OutputLimits(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
     shows_special_tokens: bool = False
+    grammar: str | None = None
 
 
 def to_sampling_params(
@@ -203,8 +224,10 @@ def to_sampling_params(
     """The engine's parameters of a request.
 
     Raises:
-        InvalidRequestError: min_tokens is over max_tokens.
+        InvalidRequestError: min_tokens is over max_tokens, or a field does not go with a grammar.
     """
+    if limits.grammar is not None:
+        _check_beside_grammar(fields)
     min_tokens = fields.min_tokens or 0
     if min_tokens > limits.max_tokens:
         raise InvalidRequestError(
@@ -234,7 +257,18 @@ def to_sampling_params(
         and not limits.shows_special_tokens,
         logprobs=limits.logprobs,
         prompt_logprobs=limits.prompt_logprobs,
+        grammar=limits.grammar,
     )
+
+
+def _check_beside_grammar(fields: SamplingFields) -> None:
+    """The grammar says where the output may end; and fewer tokens than it allows can be none."""
+    for param in ("min_tokens", "ignore_eos", "allowed_token_ids", "bad_words"):
+        if getattr(fields, param):
+            raise InvalidRequestError(
+                f"{param}: cannot be combined with structured output or a forced tool call.",
+                param=param,
+            )
 
 
 def check_token_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
