@@ -220,7 +220,7 @@ def test_quantised_experts(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["int4-32-symmetric", "awq-64", "gptq-64"])
 def test_codes_of_four_bits_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
     """By activations of int8, as those of GGUF files."""
-    reference = quantize(make(LlamaConfig(**WIDE)), tmp_path, name)
-    greatest, mean, _ = deltas(tmp_path, reference)
+    model = make(LlamaConfig(**WIDE), deviation=0.8)  # so that roundings do not grow
+    greatest, mean, _ = deltas(tmp_path, quantize(model, tmp_path, name))
     assert greatest > 1e-4
-    assert mean <= 0.05
+    assert mean <= 0.03
