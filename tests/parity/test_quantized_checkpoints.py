@@ -205,7 +205,7 @@ def deltas(directory: Path, model: PreTrainedModel, **options: Any) -> tuple[flo
 @pytest.mark.parametrize("name", SCHEMES)
 def test_logprobs_equal_those_of_the_decoded_weights(name: str, tmp_path: Path) -> None:
     reference = quantize(make(LlamaConfig(**WIDE)), tmp_path, name)
-    greatest, _, num_not_greedy = deltas(tmp_path, reference)
+    greatest, _, num_not_greedy = deltas(tmp_path, reference, quantization="none")
     assert greatest <= 1e-4
     assert num_not_greedy == 0
 
@@ -214,4 +214,13 @@ def test_logprobs_equal_those_of_the_decoded_weights(name: str, tmp_path: Path) 
 def test_quantised_experts(name: str, tmp_path: Path) -> None:
     model = make(MixtralConfig(**WIDE, num_local_experts=4, sliding_window=None))
     reference = quantize(model, tmp_path, name)
-    assert deltas(tmp_path, reference)[0] <= 1e-4
+    assert deltas(tmp_path, reference, quantization="none")[0] <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["int4-32-symmetric", "awq-64", "gptq-64"])
+def test_codes_of_four_bits_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
+    """By activations of int8, as those of GGUF files."""
+    model = make(LlamaConfig(**WIDE), deviation=0.8)  # so that roundings do not grow
+    greatest, mean, _ = deltas(tmp_path, quantize(model, tmp_path, name), quantization="keep")
+    assert greatest > 1e-4
+    assert mean <= 0.03
