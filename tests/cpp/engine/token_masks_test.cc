@@ -39,7 +39,8 @@ Request make_request(uint64_t id, int32_t max_tokens) {
   return request;
 }
 
-class TokenMasksTest : public ::testing::Test {
+// With one step at a time, and where steps overlap: a sequence with a grammar never does.
+class TokenMasksTest : public ::testing::TestWithParam<int32_t> {
  protected:
   TokenMasksTest() {
     EngineConfig config;
@@ -47,8 +48,10 @@ class TokenMasksTest : public ::testing::Test {
     config.block_size = 4;
     config.max_num_seqs = 4;
     config.max_num_batched_tokens = 32;
-    auto runner = std::make_unique<FakeRunner>(testing::FakeRunnerOptions{
-        kVocabSize, 64, config.block_size, config.max_num_seqs, config.max_num_batched_tokens});
+    testing::FakeRunnerOptions options{kVocabSize, 64, config.block_size, config.max_num_seqs,
+                                       config.max_num_batched_tokens};
+    options.max_steps_in_flight = GetParam();
+    auto runner = std::make_unique<FakeRunner>(options);
     runner_ = runner.get();
     engine_ = std::make_unique<Engine>(config, kVocabSize, 64, std::move(runner));
   }
@@ -82,7 +85,7 @@ class TokenMasksTest : public ::testing::Test {
   TakenOutputs taken_;
 };
 
-TEST_F(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
+TEST_P(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
   submit_constrained(33, 3);
   step();
   EXPECT_EQ(tokens(kConstrained), (std::vector<int32_t>{33}));
@@ -101,7 +104,7 @@ TEST_F(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
   EXPECT_EQ(last[0].token_id, -1);  // it has ended
 }
 
-TEST_F(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
+TEST_P(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
   engine_->submit(make_request(kPlain, 20));
   submit_constrained(5, 4);
   step();
@@ -117,7 +120,7 @@ TEST_F(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
   EXPECT_EQ(tokens(kPlain).size(), 12u);
 }
 
-TEST_F(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
+TEST_P(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
   submit_constrained(5, 2);
   step();
   std::thread maker([this] {
@@ -130,7 +133,7 @@ TEST_F(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
   EXPECT_EQ(engine_->stats().num_deferred, 0);
 }
 
-TEST_F(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
+TEST_P(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
   submit_constrained(5, 2, 2);
   step();
   step();  // sequence 1 begins, sequence 0 may be waiting for its mask
@@ -142,7 +145,7 @@ TEST_F(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
   EXPECT_EQ(tokens(kConstrained, 1), (std::vector<int32_t>{5, 20}));
 }
 
-TEST_F(TokenMasksTest, OneSequenceCanBeAborted) {
+TEST_P(TokenMasksTest, OneSequenceCanBeAborted) {
   submit_constrained(5, 8, 2);
   step();
   step();
@@ -155,7 +158,7 @@ TEST_F(TokenMasksTest, OneSequenceCanBeAborted) {
   EXPECT_EQ(tokens(kConstrained, 0).back(), 6);
 }
 
-TEST_F(TokenMasksTest, AWrongMaskIsRefused) {
+TEST_P(TokenMasksTest, AWrongMaskIsRefused) {
   Request request = make_request(kConstrained, 2);
   request.token_mask = {1, 2, 3};
   EXPECT_THROW(engine_->submit(request), InvalidRequestError);
@@ -166,7 +169,7 @@ TEST_F(TokenMasksTest, AWrongMaskIsRefused) {
   EXPECT_ANY_THROW(engine_->set_token_masks({&key, 1}, std::vector<uint32_t>{1}));
 }
 
-TEST_F(TokenMasksTest, WorkEndsWithTheEngine) {
+TEST_P(TokenMasksTest, WorkEndsWithTheEngine) {
   submit_constrained(5, 8);
   step();
   engine_->shutdown();
@@ -176,7 +179,7 @@ TEST_F(TokenMasksTest, WorkEndsWithTheEngine) {
   EXPECT_FALSE(engine_->take_mask_work(work, 0ns));
 }
 
-TEST_F(TokenMasksTest, TimeInTheQueueIsCounted) {
+TEST_P(TokenMasksTest, TimeInTheQueueIsCounted) {
   engine_->submit(make_request(kPlain, 2));
   std::this_thread::sleep_for(20ms);
   engine_->step();
@@ -186,6 +189,8 @@ TEST_F(TokenMasksTest, TimeInTheQueueIsCounted) {
   EXPECT_GE(queue_time_us, 20'000u);
   EXPECT_LT(queue_time_us, 10'000'000u);
 }
+
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, TokenMasksTest, ::testing::Values(1, 2));
 
 }  // namespace
 }  // namespace octavo
