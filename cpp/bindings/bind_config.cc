@@ -8,6 +8,7 @@
 #include "bindings/bind.h"
 #include "engine/types.h"
 #include "model/model_config.h"
+#include "model/registry.h"
 
 namespace octavo::bindings {
 namespace {
@@ -17,10 +18,11 @@ namespace py = pybind11;
 template <typename Enum, size_t N>
 using EnumNames = std::array<std::pair<std::string_view, Enum>, N>;
 
-constexpr EnumNames<RopeScaling, 4> kRopeScalings = {{{"none", RopeScaling::kNone},
+constexpr EnumNames<RopeScaling, 5> kRopeScalings = {{{"none", RopeScaling::kNone},
                                                       {"linear", RopeScaling::kLinear},
                                                       {"llama3", RopeScaling::kLlama3},
-                                                      {"yarn", RopeScaling::kYarn}}};
+                                                      {"yarn", RopeScaling::kYarn},
+                                                      {"longrope", RopeScaling::kLongRope}}};
 constexpr EnumNames<SchedulingPolicy, 2> kPolicies = {
     {{"fcfs", SchedulingPolicy::kFcfs}, {"priority", SchedulingPolicy::kPriority}}};
 
@@ -61,7 +63,9 @@ void bind_rope(py::module_& module) {
       .def_readwrite("attention_factor", &C::attention_factor)
       .def_readwrite("mscale", &C::mscale)
       .def_readwrite("mscale_all_dim", &C::mscale_all_dim)
-      .def_readwrite("truncate", &C::truncate);
+      .def_readwrite("truncate", &C::truncate)
+      .def_readwrite("short_factor", &C::short_factor)
+      .def_readwrite("long_factor", &C::long_factor);
 }
 
 void bind_model(py::module_& module) {
@@ -82,7 +86,23 @@ void bind_model(py::module_& module) {
       .def_readwrite("attention_output_bias", &C::attention_output_bias)
       .def_readwrite("mlp_bias", &C::mlp_bias)
       .def_readwrite("max_position_embeddings", &C::max_position_embeddings)
-      .def_readwrite("rope", &C::rope);
+      .def_readwrite("rope", &C::rope)
+      .def_readwrite("local_rope", &C::local_rope)
+      .def_readwrite("sliding_windows", &C::sliding_windows)
+      .def_readwrite("rope_layers", &C::rope_layers)
+      .def_readwrite("expert_layers", &C::expert_layers)
+      .def_readwrite("attention_scale", &C::attention_scale)
+      .def_readwrite("attention_soft_cap", &C::attention_soft_cap)
+      .def_readwrite("final_soft_cap", &C::final_soft_cap)
+      .def_readwrite("embedding_multiplier", &C::embedding_multiplier)
+      .def_readwrite("residual_multiplier", &C::residual_multiplier)
+      .def_readwrite("logits_divisor", &C::logits_divisor)
+      .def_readwrite("norm_offset", &C::norm_offset)
+      .def_readwrite("num_experts", &C::num_experts)
+      .def_readwrite("experts_per_token", &C::experts_per_token)
+      .def_readwrite("expert_intermediate_size", &C::expert_intermediate_size)
+      .def_readwrite("renormalize_experts", &C::renormalize_experts);
+  module.def("architecture_names", &architecture_names);
 }
 
 // A property for a field of EngineConfig::backend.

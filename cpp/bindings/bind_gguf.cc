@@ -74,16 +74,19 @@ py::list tensors(const GgufFile& file) {
   return result;
 }
 
-void read_tensor(const GgufFile& file, const std::string& name, const py::object& out) {
+void read_tensor(const GgufFile& file, const std::string& name, const py::object& out,
+                 int64_t begin) {
   const GgufTensor* tensor = file.find(name);
   if (tensor == nullptr) throw CheckpointError("the file has no tensor '" + name + "'");
   const BufferBytes bytes(out, true);
-  if (bytes.size_bytes() != tensor->num_bytes) {
+  const int64_t size = bytes.size_bytes();
+  if (begin < 0 || size > tensor->num_bytes || begin > tensor->num_bytes - size) {
     throw py::value_error("tensor '" + name + "' has " + std::to_string(tensor->num_bytes) +
-                          " bytes, the buffer " + std::to_string(bytes.size_bytes()));
+                          " bytes, the buffer " + std::to_string(size) + " from " +
+                          std::to_string(begin) + " on");
   }
   const py::gil_scoped_release release;
-  file.read_tensor(*tensor, {bytes.data(), static_cast<size_t>(bytes.size_bytes())});
+  file.read_tensor(*tensor, begin, {bytes.data(), static_cast<size_t>(bytes.size_bytes())});
 }
 
 }  // namespace
@@ -94,7 +97,7 @@ void bind_gguf(py::module_& module) {
            py::call_guard<py::gil_scoped_release>())
       .def("metadata", &metadata)
       .def("tensors", &tensors)
-      .def("read_tensor", &read_tensor, py::arg("name"), py::arg("out"));
+      .def("read_tensor", &read_tensor, py::arg("name"), py::arg("out"), py::arg("begin") = 0);
 }
 
 }  // namespace octavo::bindings

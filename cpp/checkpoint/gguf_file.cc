@@ -86,10 +86,13 @@ const GgufTensor* GgufFile::find(std::string_view name) const {
   return found == index_.end() ? nullptr : &tensors_[found->second];
 }
 
-void GgufFile::read_tensor(const GgufTensor& tensor, std::span<std::byte> out) const {
-  check(static_cast<int64_t>(out.size()) == tensor.num_bytes, "read_tensor into another size");
+void GgufFile::read_tensor(const GgufTensor& tensor, int64_t begin,
+                           std::span<std::byte> out) const {
+  const auto size = static_cast<int64_t>(out.size());
+  check(begin >= 0 && size <= tensor.num_bytes && begin <= tensor.num_bytes - size,
+        "read_tensor beyond the tensor");
   try {
-    shards_[tensor.shard].read(tensor.offset, tensor.num_bytes, out.data());
+    shards_[tensor.shard].read(tensor.offset + begin, size, out.data());
   } catch (const CheckpointError& error) {
     throw CheckpointError(std::string(error.what()) + " (tensor " + quoted(tensor.name) + ")");
   }

@@ -45,10 +45,10 @@ class GgufFile {
   // nullptr when there is none of that name.
   const GgufTensor* find(std::string_view name) const;
 
-  // Copies the tensor's bytes to `out`. Blocking I/O: call it without the GIL.
-  // Requires: out.size() == tensor.num_bytes, tensor is one of tensors().
+  // Copies out.size() of the tensor's bytes, from `begin` on, to `out`. Blocking I/O: call it
+  // without the GIL. Requires: they lie inside the tensor, which is one of tensors().
   // Throws CheckpointError when the file became shorter or cannot be read.
-  void read_tensor(const GgufTensor& tensor, std::span<std::byte> out) const;
+  void read_tensor(const GgufTensor& tensor, int64_t begin, std::span<std::byte> out) const;
 
   // Bytes of all shards together.
   int64_t size_bytes() const;

@@ -47,6 +47,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       kernels_(kernels_for(isa_)),
       pool_(options.num_threads),
       linear_(kernels_, pool_),
+      experts_(kernels_, pool_),
       attention_(kernels_, pool_),
       sampler_(kernels_, pool_) {}
 
@@ -160,14 +161,56 @@ void CpuBackend::attention(TensorView qkv, const ForwardInputs& inputs,
   attention_.run(qkv, inputs, params, static_cast<const KVMemory&>(cache), out);
 }
 
-void CpuBackend::silu_mul(TensorView gate_up, TensorView out) {
+void CpuBackend::gated_mul(GatedKernel kernel, TensorView gate_up, TensorView out) {
   check_float32({gate_up, out});
   const int64_t size = out.cols();
   check(gate_up.cols() == 2 * size, "gate_up is not twice as wide as out");
   // The exponential makes a row of this cost as much as one several times as wide.
   for_rows(out.rows(), 4 * size, [&](int64_t r) {
-    kernels_.silu_mul(row_of(gate_up, r), row_of(gate_up, r) + size, size, row_of(out, r));
+    kernel(row_of(gate_up, r), row_of(gate_up, r) + size, size, row_of(out, r));
   });
+}
+
+void CpuBackend::silu_mul(TensorView gate_up, TensorView out) {
+  gated_mul(kernels_.silu_mul, gate_up, out);
+}
+
+void CpuBackend::gelu_tanh_mul(TensorView gate_up, TensorView out) {
+  gated_mul(kernels_.gelu_tanh_mul, gate_up, out);
+}
+
+void CpuBackend::scale(TensorView x, float factor) {
+  check_float32({x});
+  for_rows(x.rows(), x.cols(), [&](int64_t r) { kernels_.scale(row_of(x, r), factor, x.cols()); });
+}
+
+void CpuBackend::soft_cap(TensorView x, float cap) {
+  check_float32({x});
+  for_rows(x.rows(), 4 * x.cols(),
+           [&](int64_t r) { kernels_.soft_cap(row_of(x, r), cap, x.cols()); });
+}
+
+void CpuBackend::qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) {
+  check_float32({qkv});
+  const int64_t q_size = params.num_q_heads * params.head_dim;
+  const int64_t k_size = params.num_kv_heads * params.head_dim;
+  check(q_size % norm.q_run == 0 && k_size % norm.k_run == 0, "qk_norm: runs do not divide heads");
+  for_rows(qkv.rows(), q_size + k_size, [&](int64_t r) {
+    float* q = row_of(qkv, r);
+    for (float* run = q; run < q + q_size; run += norm.q_run) {
+      kernels_.rms_norm(run, norm.q_weight, norm.eps, norm.q_run, run);
+    }
+    float* k = q + q_size;
+    for (float* run = k; run < k + k_size; run += norm.k_run) {
+      kernels_.rms_norm(run, norm.k_weight, norm.eps, norm.k_run, run);
+    }
+  });
+}
+
+void CpuBackend::experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+                         const ExpertScratch& scratch, TensorView out) {
+  check_float32({x, router_logits, scratch.gate_up, scratch.gated, scratch.out, out});
+  experts_.run(x, router_logits, bank, scratch, out);
 }
 
 void CpuBackend::gather_rows(TensorView x, const int32_t* indices, TensorView out) {

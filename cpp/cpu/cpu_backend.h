@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "cpu/cpu_features.h"
+#include "cpu/experts.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
 #include "cpu/packed_weight.h"
@@ -55,10 +56,19 @@ class CpuBackend final : public Backend {
   void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
                  const KVCache& cache, TensorView out) override;
   void silu_mul(TensorView gate_up, TensorView out) override;
+  void gelu_tanh_mul(TensorView gate_up, TensorView out) override;
+  void scale(TensorView x, float factor) override;
+  void soft_cap(TensorView x, float cap) override;
+  void qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) override;
+  void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+               const ExpertScratch& scratch, TensorView out) override;
   void gather_rows(TensorView x, const int32_t* indices, TensorView out) override;
   void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) override;
 
  private:
+  using GatedKernel = void (*)(const float* gate, const float* up, int64_t size, float* out);
+  void gated_mul(GatedKernel kernel, TensorView gate_up, TensorView out);
+
   // Calls body(row) for every row, on one thread when there is little to do.
   template <typename Body>
   void for_rows(int64_t rows, int64_t row_floats, const Body& body);
@@ -69,6 +79,7 @@ class CpuBackend final : public Backend {
   WeightArena arena_;
   ThreadPool pool_;
   Linear linear_;
+  Experts experts_;
   PagedAttention attention_;
   Sampler sampler_;
 };

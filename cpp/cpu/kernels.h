@@ -102,6 +102,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* out);
   void (*add)(float* residual, const float* delta, int64_t size);
   void (*silu_mul)(const float* gate, const float* up, int64_t size, float* out);
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t size, float* out);
+  void (*scale)(float* x, float factor, int64_t size);
+  void (*soft_cap)(float* x, float cap, int64_t size);
   // Rotates one head; cos and sin are [rotary_dim / 2].
   void (*rope_half)(float* head, const float* cos, const float* sin, int64_t rotary_dim);
   void (*rope_interleaved)(float* head, const float* cos, const float* sin, int64_t rotary_dim);

@@ -186,9 +186,10 @@ bool Engine::step_once() {
   const Clock::time_point begin = Clock::now();
   beat();
   if (is_healthy() && scheduler_.needs_results()) end_step();
+  masks_.publish();  // the masks are to be ready when the step that follows samples
   drain();
   const int64_t num_ended = step_stats_.num_steps;
-  const bool is_launched = launch_step();
+  const bool is_launched = launch_step(nanoseconds(begin));
   const int64_t num_left = is_launched ? std::ssize(batches_) - 1 : 0;
   if (is_healthy() && scheduler_.num_steps_in_flight() > num_left) end_step();
   const bool has_work = is_launched || step_stats_.num_steps > num_ended;
@@ -241,9 +242,9 @@ bool Engine::try_on_device(Work&& work, std::string& cause) {
 
 // False if there was nothing to launch. A step that cannot be launched fails behind those in
 // flight.
-bool Engine::launch_step() {
+bool Engine::launch_step(int64_t now_ns) {
   ScheduledBatch& batch = batches_[scheduler_.num_steps_in_flight()];
-  scheduler_.schedule(batch, nanoseconds(Clock::now()));
+  scheduler_.schedule(batch, now_ns);
   if (batch.sequences.empty()) return false;
   const auto has_grammar = [](const ScheduledSequence& row) { return !row.token_bitmask.empty(); };
   if (std::ranges::any_of(batch.sequences, has_grammar)) {

@@ -101,7 +101,7 @@ class Engine {
   void run_thread();
   bool step_once();
   void drain();
-  bool launch_step();
+  bool launch_step(int64_t now_ns);
   void end_step();
   template <typename Work>
   bool try_on_device(Work&& work, std::string& cause);

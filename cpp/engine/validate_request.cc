@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "base/errors.h"
 
@@ -117,15 +118,23 @@ void check_token_mask(const Request& request, int64_t vocab_size) {
   }
 }
 
-// Bans that leave no token to choose would end in an invalid row.
-void check_something_is_allowed(const SamplingParams& p, std::span<const int32_t> eos_token_ids) {
-  if (p.allowed_token_ids.empty() || p.min_tokens == 0) return;
-  const auto is_banned = [&](int32_t id) {
-    return std::ranges::find(eos_token_ids, id) != eos_token_ids.end() ||
-           std::ranges::find(p.stop_token_ids, id) != p.stop_token_ids.end();
-  };
-  if (std::ranges::all_of(p.allowed_token_ids, is_banned)) {
-    refuse("allowed_token_ids leaves no token to choose before min_tokens is reached.");
+// Bans that leave no token to choose would end in an invalid row. Of a word of bad_words the last
+// token is banned where the others precede it: so it counts as banned.
+void check_something_is_allowed(const SamplingParams& p, const RequestLimits& limits) {
+  std::vector<int32_t> banned;
+  for (const std::vector<int32_t>& word : p.bad_words) banned.push_back(word.back());
+  if (p.min_tokens > 0) {
+    banned.insert(banned.end(), limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+    banned.insert(banned.end(), p.stop_token_ids.begin(), p.stop_token_ids.end());
+  }
+  std::ranges::sort(banned);
+  banned.erase(std::ranges::unique(banned).begin(), banned.end());
+  const auto is_banned = [&](int32_t id) { return std::ranges::binary_search(banned, id); };
+  const bool is_all_banned = p.allowed_token_ids.empty()
+                                 ? std::ssize(banned) >= limits.vocab_size
+                                 : std::ranges::all_of(p.allowed_token_ids, is_banned);
+  if (is_all_banned) {
+    refuse("allowed_token_ids, bad_words and min_tokens leave no token to choose.");
   }
 }
 
@@ -136,7 +145,7 @@ void validate_request(const Request& request, const RequestLimits& limits) {
   check_counts(request.sampling);
   check_shape_of_distribution(request.sampling);
   check_token_lists(request.sampling, limits.vocab_size);
-  check_something_is_allowed(request.sampling, limits.eos_token_ids);
+  check_something_is_allowed(request.sampling, limits);
   check_token_mask(request, limits.vocab_size);
 }
 

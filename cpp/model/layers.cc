@@ -3,17 +3,17 @@
 #include <array>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 namespace octavo {
 
 AttentionWeights declare_attention(Weights& weights, const ModelConfig& config,
                                    const std::string& prefix) {
-  const int64_t q_size = config.num_q_heads * config.head_dim;
-  const int64_t kv_size = config.num_kv_heads * config.head_dim;
-  const std::array<Projection, 3> qkv = {
-      {{prefix + ".q_proj", q_size}, {prefix + ".k_proj", kv_size}, {prefix + ".v_proj", kv_size}}};
+  const std::array<Projection, 3> qkv = {{{prefix + ".q_proj", q_size(config)},
+                                          {prefix + ".k_proj", kv_size(config)},
+                                          {prefix + ".v_proj", kv_size(config)}}};
   return {weights.declare_linear(qkv, config.hidden_size, config.qkv_bias),
-          weights.declare_linear({prefix + ".o_proj", config.hidden_size}, q_size,
+          weights.declare_linear({prefix + ".o_proj", config.hidden_size}, q_size(config),
                                  config.attention_output_bias)};
 }
 
@@ -26,29 +26,61 @@ GatedMlpWeights declare_gated_mlp(Weights& weights, const ModelConfig& config,
                                  config.intermediate_size, config.mlp_bias)};
 }
 
-AttentionParams attention_params(const ModelConfig& config) {
+ExpertWeights declare_experts(Weights& weights, const ModelConfig& config,
+                              const std::string& prefix, const ExpertNames& names) {
+  const int64_t inner = config.expert_intermediate_size;
+  std::vector<Projection> gate_up, down;
+  for (int64_t e = 0; e < config.num_experts; ++e) {
+    const std::string expert = prefix + ".experts." + std::to_string(e) + ".";
+    gate_up.push_back({expert + names.gate, inner});
+    gate_up.push_back({expert + names.up, inner});
+    down.push_back({expert + names.down, config.hidden_size});
+  }
+  return {weights.declare_linear({prefix + ".gate", config.num_experts}, config.hidden_size),
+          weights.declare_linear(gate_up, config.hidden_size, false),
+          weights.declare_linear(down, inner, false)};
+}
+
+AttentionParams attention_params(const ModelConfig& config, int64_t layer) {
   AttentionParams params;
+  params.layer = layer;
   params.num_q_heads = config.num_q_heads;
   params.num_kv_heads = config.num_kv_heads;
   params.head_dim = config.head_dim;
-  params.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  params.scale = static_cast<float>(config.attention_scale > 0.0
+                                        ? config.attention_scale
+                                        : 1.0 / std::sqrt(static_cast<double>(config.head_dim)));
+  params.logit_soft_cap = static_cast<float>(config.attention_soft_cap);
+  if (!config.sliding_windows.empty()) params.sliding_window = config.sliding_windows[layer];
   return params;
 }
 
 Activations::Activations(Workspace& workspace, const ModelConfig& config, DType dtype,
                          int64_t num_tokens) {
-  const int64_t q_size = config.num_q_heads * config.head_dim;
-  const int64_t kv_size = config.num_kv_heads * config.head_dim;
   residual = workspace.matrix(dtype, num_tokens, config.hidden_size);
   normed = workspace.matrix(dtype, num_tokens, config.hidden_size);
   delta = workspace.matrix(dtype, num_tokens, config.hidden_size);
   const int64_t shared = workspace.mark();
-  qkv = workspace.matrix(dtype, num_tokens, q_size + 2 * kv_size);
-  attended = workspace.matrix(dtype, num_tokens, q_size);
+  qkv = workspace.matrix(dtype, num_tokens, qkv_size(config));
+  attended = workspace.matrix(dtype, num_tokens, q_size(config));
   workspace.release(shared);
   gate_up = workspace.matrix(dtype, num_tokens, 2 * config.intermediate_size);
   gated = workspace.matrix(dtype, num_tokens, config.intermediate_size);
+  workspace.release(shared);
+  if (config.num_experts > 0) take_experts(workspace, config, dtype, num_tokens);
   workspace.release(0);
+}
+
+void Activations::take_experts(Workspace& workspace, const ModelConfig& config, DType dtype,
+                               int64_t num_tokens) {
+  const int64_t num_pairs = num_tokens * config.experts_per_token;
+  const int64_t inner = config.expert_intermediate_size;
+  router_logits = workspace.matrix(DType::kFloat32, num_tokens, config.num_experts);
+  experts.plan =
+      workspace.matrix(DType::kInt32, 1, expert_plan_size(num_pairs, config.num_experts));
+  experts.gate_up = workspace.matrix(dtype, num_pairs, 2 * inner);
+  experts.gated = workspace.matrix(dtype, num_pairs, inner);
+  experts.out = workspace.matrix(dtype, num_pairs, config.hidden_size);
 }
 
 void Activations::keep_logits_rows(Backend& backend, const ForwardInputs& inputs) {
@@ -63,13 +95,7 @@ void Activations::keep_logits_rows(Backend& backend, const ForwardInputs& inputs
   delta = delta.first_rows(n);
   gate_up = gate_up.first_rows(n);
   gated = gated.first_rows(n);
-}
-
-void run_gated_mlp(Backend& backend, const Weights& weights, const GatedMlpWeights& mlp,
-                   const Activations& activations) {
-  backend.linear(weights[mlp.gate_up], activations.normed, activations.gate_up);
-  backend.silu_mul(activations.gate_up, activations.gated);
-  backend.linear(weights[mlp.down], activations.gated, activations.delta);
+  if (router_logits.data != nullptr) router_logits = router_logits.first_rows(n);
 }
 
 }  // namespace octavo

@@ -1,5 +1,5 @@
-// Building blocks that architectures share: attention projections, the gated MLP, and the buffers
-// that a layer's values pass through.
+// Building blocks that architectures share: attention projections, the gated MLP, the mixture of
+// experts, and the buffers that a layer's values pass through.
 #pragma once
 
 #include <cstdint>
@@ -24,15 +24,36 @@ struct GatedMlpWeights {
   LinearId down;
 };
 
+// The router, and every expert's projections one below the other; see ExpertBank.
+struct ExpertWeights {
+  LinearId router;
+  LinearId gate_up;
+  LinearId down;
+};
+
+// What a checkpoint calls the projections of an expert.
+struct ExpertNames {
+  const char* gate = "gate_proj";
+  const char* up = "up_proj";
+  const char* down = "down_proj";
+};
+
+inline int64_t q_size(const ModelConfig& config) { return config.num_q_heads * config.head_dim; }
+inline int64_t kv_size(const ModelConfig& config) { return config.num_kv_heads * config.head_dim; }
+inline int64_t qkv_size(const ModelConfig& config) { return q_size(config) + 2 * kv_size(config); }
+
 // `prefix` is the block's name in the checkpoint, e.g. "model.layers.0.self_attn".
 AttentionWeights declare_attention(Weights& weights, const ModelConfig& config,
                                    const std::string& prefix);
 GatedMlpWeights declare_gated_mlp(Weights& weights, const ModelConfig& config,
                                   const std::string& prefix);
+// `prefix` holds "gate", the router, and "experts.0" and so on.
+ExpertWeights declare_experts(Weights& weights, const ModelConfig& config,
+                              const std::string& prefix, const ExpertNames& names = {});
 
-AttentionParams attention_params(const ModelConfig& config);
+AttentionParams attention_params(const ModelConfig& config, int64_t layer);
 
-// The activations of one pass, T rows each. attention and MLP take turns on the same memory.
+// The activations of one pass, T rows each. Attention and MLP take turns on the same memory.
 struct Activations {
   Activations(Workspace& workspace, const ModelConfig& config, DType dtype, int64_t num_tokens);
 
@@ -41,17 +62,19 @@ struct Activations {
   // projection, where qkv and normed hold nothing of worth.
   void keep_logits_rows(Backend& backend, const ForwardInputs& inputs);
 
-  TensorView residual;  // [T, hidden_size]
-  TensorView normed;    // [T, hidden_size]
-  TensorView delta;     // [T, hidden_size], to be added to the residual
-  TensorView qkv;       // [T, (num_q_heads + 2 num_kv_heads) * head_dim]
-  TensorView attended;  // [T, num_q_heads * head_dim]
-  TensorView gate_up;   // [T, 2 intermediate_size], over qkv and attended
-  TensorView gated;     // [T, intermediate_size]
-};
+  TensorView residual;       // [T, hidden_size]
+  TensorView normed;         // [T, hidden_size]
+  TensorView delta;          // [T, hidden_size], to be added to the residual
+  TensorView qkv;            // [T, (num_q_heads + 2 num_kv_heads) * head_dim]
+  TensorView attended;       // [T, num_q_heads * head_dim]
+  TensorView gate_up;        // [T, 2 intermediate_size], over qkv and attended
+  TensorView gated;          // [T, intermediate_size]
+  TensorView router_logits;  // float32 [T, num_experts], in place of gate_up
+  ExpertScratch experts;
 
-// delta = down(silu(gate(normed)) * up(normed)).
-void run_gated_mlp(Backend& backend, const Weights& weights, const GatedMlpWeights& mlp,
-                   const Activations& activations);
+ private:
+  void take_experts(Workspace& workspace, const ModelConfig& config, DType dtype,
+                    int64_t num_tokens);
+};
 
 }  // namespace octavo

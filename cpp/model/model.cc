@@ -11,6 +11,21 @@ void require(bool holds, const char* what) {
   if (!holds) throw UnsupportedModelError(std::string("model configuration: ") + what);
 }
 
+// What is given for each layer is given for all of them.
+template <typename T>
+bool is_per_layer(const std::vector<T>& values, const ModelConfig& config) {
+  return values.empty() || std::ssize(values) == config.num_layers;
+}
+
+void validate_experts(const ModelConfig& config) {
+  if (config.num_experts == 0) return;
+  require(config.num_experts > 0 && config.num_experts <= kMaxExperts,
+          "num_experts is out of range");
+  require(config.experts_per_token > 0 && config.experts_per_token <= config.num_experts,
+          "experts_per_token must be between 1 and num_experts");
+  require(config.expert_intermediate_size > 0, "expert_intermediate_size must be positive");
+}
+
 }  // namespace
 
 void validate(const ModelConfig& config) {
@@ -27,6 +42,12 @@ void validate(const ModelConfig& config) {
           "the rotary dimension must be even and at most head_dim");
   require(config.max_position_embeddings > 0, "max_position_embeddings must be positive");
   require(config.rms_norm_eps > 0.0, "rms_norm_eps must be positive");
+  require(config.logits_divisor > 0.0, "logits_divisor must be positive");
+  require(is_per_layer(config.sliding_windows, config) &&
+              is_per_layer(config.rope_layers, config) &&
+              is_per_layer(config.expert_layers, config),
+          "lists of layers must be as long as there are layers");
+  validate_experts(config);
 }
 
 Model::Model(const ModelConfig& config, Backend& backend)

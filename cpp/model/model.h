@@ -36,7 +36,7 @@ class Model {
   virtual KVCacheSpec kv_cache_spec() const;
 
   // Device bytes that prepare(max_model_len) takes.
-  int64_t prepared_bytes(int64_t max_model_len) const;
+  virtual int64_t prepared_bytes(int64_t max_model_len) const;
   // Makes what depends on the longest sequence served.
   virtual void prepare(int64_t max_model_len);
 

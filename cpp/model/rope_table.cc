@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <string>
 
 #include "base/errors.h"
 
@@ -49,6 +50,18 @@ void scale_yarn(const RopeConfig& rope, int64_t dim, std::vector<double>& freque
   }
 }
 
+void scale_longrope(const RopeConfig& rope, int64_t max_model_len,
+                    std::vector<double>& frequencies) {
+  const bool is_long = max_model_len > rope.original_max_position_embeddings;
+  const std::vector<double>& divisors = is_long ? rope.long_factor : rope.short_factor;
+  if (divisors.size() != frequencies.size()) {
+    throw UnsupportedModelError("rope_scaling: longrope has " + std::to_string(divisors.size()) +
+                                " factors for " + std::to_string(frequencies.size()) +
+                                " frequencies");
+  }
+  for (size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= divisors[i];
+}
+
 double yarn_mscale(double factor, double mscale) {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
@@ -61,6 +74,9 @@ void check_scaling(const RopeConfig& rope) {
   if (rope.original_max_position_embeddings <= 0) {
     throw UnsupportedModelError("rope_scaling: original_max_position_embeddings is missing");
   }
+  if (rope.scaling == RopeScaling::kLongRope && !(rope.factor >= 1.0)) {
+    throw UnsupportedModelError("rope_scaling: longrope needs a factor of at least 1");
+  }
   if (rope.scaling == RopeScaling::kLlama3 && !(rope.high_freq_factor > rope.low_freq_factor)) {
     throw UnsupportedModelError("rope_scaling: high_freq_factor must exceed low_freq_factor");
   }
@@ -72,7 +88,8 @@ int64_t resolve_rotary_dim(const RopeConfig& rope, int64_t head_dim) {
   return rope.rotary_dim > 0 ? rope.rotary_dim : head_dim;
 }
 
-std::vector<float> rope_frequencies(const RopeConfig& rope, int64_t rotary_dim) {
+std::vector<float> rope_frequencies(const RopeConfig& rope, int64_t rotary_dim,
+                                    int64_t max_model_len) {
   check_scaling(rope);
   std::vector<double> frequencies(rotary_dim / 2);
   for (size_t i = 0; i < frequencies.size(); ++i) {
@@ -91,13 +108,21 @@ std::vector<float> rope_frequencies(const RopeConfig& rope, int64_t rotary_dim) 
     case RopeScaling::kYarn:
       scale_yarn(rope, rotary_dim, frequencies);
       break;
+    case RopeScaling::kLongRope:
+      scale_longrope(rope, max_model_len, frequencies);
+      break;
   }
   return {frequencies.begin(), frequencies.end()};
 }
 
 double rope_attention_factor(const RopeConfig& rope) {
-  if (rope.scaling != RopeScaling::kYarn) return 1.0;
+  const bool is_long = rope.scaling == RopeScaling::kLongRope;
+  if (rope.scaling != RopeScaling::kYarn && !is_long) return 1.0;
   if (rope.attention_factor > 0.0) return rope.attention_factor;
+  if (is_long) {
+    const auto context = static_cast<double>(rope.original_max_position_embeddings);
+    return rope.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(rope.factor) / std::log(context));
+  }
   if (rope.mscale != 0.0 && rope.mscale_all_dim != 0.0) {
     return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim);
   }
@@ -112,7 +137,7 @@ int64_t RopeTableBuffer::size_bytes(const RopeConfig& rope, int64_t head_dim,
 RopeTableBuffer::RopeTableBuffer(Backend& backend, const RopeConfig& rope, int64_t head_dim,
                                  int64_t max_model_len) {
   const int64_t rotary_dim = resolve_rotary_dim(rope, head_dim);
-  const std::vector<float> frequencies = rope_frequencies(rope, rotary_dim);
+  const std::vector<float> frequencies = rope_frequencies(rope, rotary_dim, max_model_len);
   const double factor = rope_attention_factor(rope);
   const auto half = static_cast<int64_t>(frequencies.size());
   std::vector<float> values(2 * max_model_len * half);

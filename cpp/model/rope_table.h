@@ -1,6 +1,7 @@
 // cos and sin of rotary position embeddings, with the scalings that checkpoints declare.
-// Source: Su et al., "RoFormer", 2021; Peng et al., "YaRN", 2023; the Llama 3.1 release; field
-// names and defaults as in Hugging Face transformers, whose float32 results this reproduces.
+// Source: Su et al., "RoFormer", 2021; Peng et al., "YaRN", 2023; Ding et al., "LongRoPE", 2024;
+// the Llama 3.1 release; field names and defaults as in Hugging Face transformers, whose float32
+// results this reproduces.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +13,15 @@
 
 namespace octavo {
 
-// Radians a position, [rotary_dim / 2], after scaling.
+// Radians a position, [rotary_dim / 2], after scaling. longrope has two sets: the long one serves
+// every sequence once max_model_len exceeds the original context, so that keys in the cache never
+// change their meaning.
 // Requires: rotary_dim even and positive. Throws: UnsupportedModelError for parameters that make no
 // sense.
-std::vector<float> rope_frequencies(const RopeConfig& rope, int64_t rotary_dim);
+std::vector<float> rope_frequencies(const RopeConfig& rope, int64_t rotary_dim,
+                                    int64_t max_model_len);
 
-// What cos and sin are multiplied by; 1 except for yarn.
+// What cos and sin are multiplied by; 1 except for yarn and longrope.
 double rope_attention_factor(const RopeConfig& rope);
 
 // The table on the device, for positions [0, max_model_len).

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/dequantize.h"
 #include "base/errors.h"
 #include "base/philox.h"
 
@@ -76,9 +77,9 @@ LinearId Weights::declare_linear(const Projection& projection, int64_t in_featur
   return declare_linear(std::span(&projection, 1), in_features, has_bias);
 }
 
-VectorId Weights::declare_vector(std::string name, int64_t size) {
+VectorId Weights::declare_vector(std::string name, int64_t size, double offset) {
   const auto target = static_cast<int32_t>(vector_offsets_.size());
-  add_spec({std::move(name), 1, size, WeightKind::kVector, target, 0});
+  add_spec({std::move(name), 1, size, WeightKind::kVector, target, 0, static_cast<float>(offset)});
   vector_offsets_.push_back(vector_floats_);
   vector_floats_ +=
       (size + kVectorAlignmentFloats - 1) / kVectorAlignmentFloats * kVectorAlignmentFloats;
@@ -138,10 +139,21 @@ void Weights::place(const WeightSpec& spec, const WeightView& view) {
       backend_.load_bias(*linears_[spec.target].weight, spec.row_begin, view);
       break;
     case WeightKind::kVector:
-      backend_.load_vector(static_cast<float*>(vectors_->data()) + vector_offsets_[spec.target],
-                           view);
+      place_vector(spec, view);
       break;
   }
+}
+
+void Weights::place_vector(const WeightSpec& spec, const WeightView& view) {
+  float* target = static_cast<float*>(vectors_->data()) + vector_offsets_[spec.target];
+  if (spec.offset == 0.0f) {
+    backend_.load_vector(target, view);
+    return;
+  }
+  std::vector<float> values(view.cols);
+  dequantize(view.dtype, view.data, view.cols, values.data());
+  for (float& value : values) value += spec.offset;
+  backend_.load_vector(target, {values.data(), DType::kFloat32, 1, view.cols});
 }
 
 void Weights::load_dummy(uint64_t seed) {

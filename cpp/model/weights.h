@@ -29,6 +29,7 @@ struct WeightSpec {
   WeightKind kind = WeightKind::kMatrix;
   int32_t target = 0;     // index of the linear weight (matrix, bias) or of the vector
   int64_t row_begin = 0;  // where it starts in the target's out_features (matrix, bias)
+  float offset = 0.0f;    // added to what the checkpoint stores (vector)
 };
 
 // Handles of declared weights.
@@ -52,8 +53,8 @@ class Weights {
   // Declares one weight made of `parts`, one below the other; with a bias each part has one.
   LinearId declare_linear(std::span<const Projection> parts, int64_t in_features, bool has_bias);
   LinearId declare_linear(const Projection& projection, int64_t in_features, bool has_bias = false);
-  // Declares a float32 vector. `name` is complete.
-  VectorId declare_vector(std::string name, int64_t size);
+  // Declares a float32 vector. `name` is complete; `offset` is added to what comes.
+  VectorId declare_vector(std::string name, int64_t size, double offset = 0.0);
 
   const std::vector<WeightSpec>& specs() const { return specs_; }
 
@@ -95,6 +96,7 @@ class Weights {
 
   void add_spec(WeightSpec spec);
   void place(const WeightSpec& spec, const WeightView& view);
+  void place_vector(const WeightSpec& spec, const WeightView& view);
   void place_dummy(const WeightSpec& spec, std::span<const uint16_t> pool, uint64_t salt);
 
   Backend& backend_;

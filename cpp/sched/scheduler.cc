@@ -126,7 +126,7 @@ std::unique_ptr<SequenceGroup> Scheduler::make_group(const Request& request) {
   }
   group->num_unfinished = sampling.n;
   group->holds_siblings = sampling.n > 1;
-  group->needs_token_ids = !request.token_mask.empty() || needs_token_ids(sampling);
+  group->needs_token_ids = needs_token_ids(sampling) || !request.token_mask.empty();
   return group;
 }
 

@@ -73,8 +73,8 @@ class Scheduler {
 
   // Fills the next step's batch, decodes first; a batch with sequences is in flight from then on.
   // Empty only when nothing is live or all that is live awaits a step in flight.
-  // `now_ns` is on the clock of Request::arrival_ns.
-  // Requires: num_steps_in_flight() < max_steps_in_flight.
+  // `now_ns` is on the clock of Request::arrival_ns. Requires: num_steps_in_flight() <
+  // max_steps_in_flight.
   void schedule(ScheduledBatch& batch, int64_t now_ns = 0);
 
   int64_t num_steps_in_flight() const { return num_scheduled_steps_ - num_ended_steps_; }
@@ -120,7 +120,7 @@ class Scheduler {
 
   void update_sequence(Sequence& sequence, int64_t row, const ScheduledBatch& batch,
                        const StepResult& result);
-  void defer(Sequence& sequence);
+  void take_back(Sequence& sequence);
   void note_computed(Sequence& sequence, int64_t num_tokens);
   std::span<const LogprobEntry> new_prompt_logprobs(Sequence& sequence,
                                                     const ScheduledSequence& row,

@@ -60,10 +60,10 @@ struct SequenceGroup {
   std::vector<Sequence> sequences;        // [n]
   int32_t num_unfinished = 0;
   bool is_waiting = true;        // none of the sequences was admitted so far
-  int64_t queue_time_ns = 0;     // until the first of them was
   bool holds_siblings = false;   // sequences 1.. wait until sequence 0 has computed the prompt
   bool needs_token_ids = false;  // on the host, to sample the next one
   int64_t last_step = 0;         // in which one of the sequences was scheduled
+  int64_t queue_time_ns = 0;     // until the first sequence was admitted
 
   // What a sequence asks of the sampler once its prompt log-probabilities are out (or if they are
   // another's to report). Only set apart from request.sampling when prompt_logprobs is asked for.

@@ -89,9 +89,10 @@ void Scheduler::update_sequence(Sequence& sequence, int64_t row, const Scheduled
     return;
   }
   const auto num_known = std::ssize(scheduled.token_ids);
-  const int64_t num_computed = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
-  if (scheduled.is_deferred) defer(sequence);
-  note_computed(sequence, num_computed - (scheduled.is_deferred ? 1 : 0));
+  if (scheduled.is_deferred) take_back(sequence);
+  const int64_t num_taken_back = scheduled.is_deferred ? 1 : 0;
+  note_computed(sequence,
+                scheduled.num_computed_tokens + scheduled.num_scheduled_tokens - num_taken_back);
   SequenceOutput output = describe(sequence);
   output.prompt_logprobs = new_prompt_logprobs(
       sequence, scheduled, row_of(result.prompt_logprobs, result.prompt_logprob_offsets, row));
@@ -106,12 +107,12 @@ void Scheduler::update_sequence(Sequence& sequence, int64_t row, const Scheduled
   if (output.finish_reason != FinishReason::kNone) finish(sequence, output.finish_reason);
 }
 
-// Takes back the draw, and the last position, which is computed again when the mask has come. The
-// device's state of the slot has the draw, so it must be made anew.
-void Scheduler::defer(Sequence& sequence) {
-  check(sequence.has_pending_token(), "nothing was drawn");
+// The last position of a deferred row is computed again, when its mask has come. The slot has seen
+// a token that does not count, so it is built anew. No later step was scheduled meanwhile, because
+// the group's token ids are needed.
+void Scheduler::take_back(Sequence& sequence) {
+  check(sequence.token_ids.back() == kPendingToken, "a deferred sequence went on");
   sequence.token_ids.pop_back();
-  if (sequence.state != SequenceState::kRunning) return;
   --sequence.num_computed_tokens;
   sequence.is_new_in_slot = true;
 }

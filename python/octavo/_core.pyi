@@ -6,6 +6,7 @@ broken invariant included, arrives as EngineError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from typing_extensions import Buffer
@@ -18,14 +19,14 @@ class GgufFile:
         """Strings are decoded as UTF-8 with errors="replace"; arrays become lists."""
     def tensors(self) -> list[tuple[str, str, tuple[int, ...], int]]:
         """Name, dtype name, shape (row-major, outermost first) and bytes of each tensor."""
-    def read_tensor(self, name: str, out: Buffer) -> None:
-        """Copy a tensor's bytes into a writable buffer of exactly that size; thread-safe."""
+    def read_tensor(self, name: str, out: Buffer, begin: int = 0) -> None:
+        """Fill a writable buffer with a tensor's bytes from `begin` on; thread-safe."""
 
 class RopeConfig:
     theta: float
     rotary_dim: int
     interleaved: bool
-    scaling: str  # "none", "linear", "llama3", "yarn"
+    scaling: str  # "none", "linear", "llama3", "yarn", "longrope"
     factor: float
     original_max_position_embeddings: int
     low_freq_factor: float
@@ -36,6 +37,10 @@ class RopeConfig:
     mscale: float
     mscale_all_dim: float
     truncate: bool
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
+
+def architecture_names() -> list[str]: ...
 
 class ModelConfig:
     """Attributes are those of cpp/model/model_config.h."""
@@ -55,6 +60,21 @@ class ModelConfig:
     mlp_bias: bool
     max_position_embeddings: int
     rope: RopeConfig
+    local_rope: RopeConfig
+    sliding_windows: Sequence[int]
+    rope_layers: Sequence[bool]
+    expert_layers: Sequence[bool]
+    attention_scale: float
+    attention_soft_cap: float
+    final_soft_cap: float
+    embedding_multiplier: float
+    residual_multiplier: float
+    logits_divisor: float
+    norm_offset: float
+    num_experts: int
+    experts_per_token: int
+    expert_intermediate_size: int
+    renormalize_experts: bool
 
 class EngineConfig:
     """Attributes are those of cpp/engine/types.h, BackendOptions flattened into it."""

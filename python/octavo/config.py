@@ -75,7 +75,9 @@ class ServeConfig:
         metavar="N|auto",
     )
     chat_template: str = option(
-        "file that replaces the model's chat template", default="", metavar="FILE"
+        "what replaces the model's chat template: a file, or the Jinja text itself",
+        default="",
+        metavar="FILE|TEXT",
     )
     response_role: str = option("role of the answers in a chat", default="assistant")
     enable_auto_tool_choice: bool = option(
@@ -248,6 +250,9 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
+    otlp_traces_endpoint: str = option(
+        "send a span of each request to this OpenTelemetry collector", default="", metavar="URL"
+    )
 
     def __post_init__(self) -> None:
         for each in options():
@@ -445,32 +450,6 @@ def runtime_directories() -> list[str]:
 def command_line() -> list[str]:
     """The arguments of this process."""
     return sys.argv[1:]
-
-
-@dataclass(frozen=True)
-class NotifySocket:
-    """How systemd wants to hear from a service.
-
-    Attributes:
-        path: Datagram socket; a leading @ is an abstract one.
-        watchdog_s: Longest silence, 0 if there is no watchdog.
-    """
-
-    path: str
-    watchdog_s: float
-
-
-def take_notify_socket() -> NotifySocket | None:
-    """The service manager's socket, removed from the environment.
-
-    gunicorn would announce itself as ready there as soon as it listens.
-    """
-    path = os.environ.pop("NOTIFY_SOCKET", "")
-    watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
-    os.environ.pop("WATCHDOG_PID", None)
-    if not path:
-        return None
-    return NotifySocket(path, int(watchdog_us) / 1e6 if watchdog_us.isdecimal() else 0.0)
 
 
 def cache_directory() -> Path:

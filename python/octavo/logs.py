@@ -77,7 +77,7 @@ def configure(config: ServeConfig) -> None:
     kind = JsonFormatter if config.log_format == "json" else TextFormatter
     handler.setFormatter(kind(with_traceback=config.log_level == "debug"))
     logging.raiseExceptions = False  # a closed pipe or full disk must not end up in a request
-    for name in (LOGGER_NAME, "py.warnings"):
+    for name in (LOGGER_NAME, "py.warnings", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from octavo.cli.main import build_parser
-from octavo.config import ServeConfig, as_yaml, load, options, take_notify_socket
+from octavo.config import ServeConfig, as_yaml, load, options
+from octavo.engine.systemd import take_notify_socket
 from octavo.errors import ConfigError
 from octavo.options import parse_length, parse_list, parse_size
 

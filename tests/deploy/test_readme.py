@@ -15,7 +15,8 @@ from octavo.engine.status_page import PHASES
 
 TEXT = (ROOT / "README.md").read_text()
 DOCUMENTS = ["README.md", "SECURITY.md", "deploy/README.md", "bench/README.md"]
-FOREIGN_FLAGS = {"--set", "--now", "--install", "--keep"}  # of helm, systemctl and tests/run.sh
+# Of helm, systemctl, tests/run.sh and bench/make_model.py.
+FOREIGN_FLAGS = {"--set", "--now", "--install", "--keep", "--weights"}
 EXAMPLES = {"--some-name", "OCTAVO_SOME_NAME"}
 CMAKE_OPTIONS = {"OCTAVO_BUILD_BENCH"}
 

@@ -1,11 +1,26 @@
-"""The systemd unit against the program's flags and exit codes."""
+"""The systemd unit against the program: flags, exit codes, and a start as systemd would make it."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
 
 from deploy.facts import ROOT, VARIABLES, load_environment
+from e2e.serving import NotifySocket, Server, free_port, wait_for
+from e2e.tiny_model import make_tiny_model
 from octavo import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 UNIT = ROOT / "deploy/systemd/octavo.service"
 ENVIRONMENT = ROOT / "deploy/systemd/octavo.env"
@@ -79,3 +94,73 @@ def test_directories_are_those_that_the_variables_name() -> None:
     assert named["HF_HOME"].startswith(named["XDG_CACHE_HOME"])
     assert named["XDG_RUNTIME_DIR"] == f"/run/{service['RuntimeDirectory'][0]}"
     assert service["RuntimeDirectoryMode"] == ["0700"]
+
+
+# --- The unit in action --------------------------------------------------------------------------
+
+
+class Manager:
+    """Starts the unit's command as systemd would: its environment, its sockets, its signals."""
+
+    def __init__(self, directory: Path) -> None:
+        service = directives()
+        self.notify = NotifySocket(directory / "notify")
+        self.runtime = directory / "run"
+        self.runtime.mkdir(mode=int(service["RuntimeDirectoryMode"][0], 8))
+        port = free_port()
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            **dict(value.split("=", 1) for value in service["Environment"]),
+            **environment(with_examples=False),
+            # What differs on this machine:
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "XDG_CACHE_HOME": str(directory / "cache"),
+            "OCTAVO_PORT": str(port),
+            "OCTAVO_MODEL": str(make_tiny_model(directory / "tiny")),
+            "OCTAVO_LOAD_FORMAT": "dummy",
+            "OCTAVO_KV_CACHE_MEMORY_BYTES": "64MiB",
+            "NOTIFY_SOCKET": self.notify.path,
+            "WATCHDOG_USEC": str(int(service["WatchdogSec"][0]) * 10**6 // 60),
+        }
+        program, *words = shlex.split(service["ExecStart"][0])
+        assert program.endswith("octavo")
+        command = [sys.executable, "-P", "-m", "octavo.cli.main", *words]
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.server = Server(process, port, directory / "log")
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path)
+    yield manager
+    manager.server.kill()
+
+
+def test_the_unit_starts_beats_and_stops(manager: Manager) -> None:
+    server, messages = manager.server, manager.notify.messages
+    wait_for(lambda: "READY=1" in messages, "READY=1")
+    assert server.status_of() == 200, server.log()
+    assert f"STATUS=Serving on http://127.0.0.1:{server.port}" in messages
+    (directory,) = manager.runtime.iterdir()  # the engine's socket, nowhere else
+    assert directory.name.startswith("octavo-")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait(int(directives()["TimeoutStopSec"][0])) == 0
+    assert "STOPPING=1" in messages
+    assert list(manager.runtime.iterdir()) == []
+
+
+def test_the_watchdog_hears_nothing_of_a_supervisor_that_hangs(manager: Manager) -> None:
+    server, messages = manager.server, manager.notify.messages
+    wait_for(lambda: messages.count("WATCHDOG=1") > 3, "the watchdog's beats")
+    supervisor = server.supervisor_pid()
+    os.kill(supervisor, signal.SIGSTOP)
+    time.sleep(0.2)  # what was under way has arrived
+    before = messages.count("WATCHDOG=1")
+    time.sleep(1.0)  # two beats' time
+    assert messages.count("WATCHDOG=1") == before
+    os.kill(supervisor, signal.SIGCONT)
+    wait_for(lambda: messages.count("WATCHDOG=1") > before, "another beat")

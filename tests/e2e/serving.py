@@ -173,6 +173,21 @@ class Server:
         self.process.wait()
 
 
+class NotifySocket:
+    """What systemd would hear."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.messages: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while data := self._socket.recv(4096):
+            self.messages += data.decode().splitlines()
+
+
 class Stream:
     """A streamed completion, read by a thread."""
 

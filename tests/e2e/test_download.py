@@ -99,6 +99,8 @@ def test_a_hub_id_is_downloaded_with_bytes_told_and_then_served(hub: HubServer, 
     with_bytes = [body for body in told if "bytes_total" in body]
     assert with_bytes
     assert all(body["bytes_done"] <= body["bytes_total"] for body in with_bytes)
+    assert all(body["bytes_per_s"] >= 0 for body in with_bytes)
+    assert any(body.get("remaining_s", -1) >= 0 for body in with_bytes)
     done = [body["bytes_done"] for body in with_bytes]
     assert done == sorted(done)
     assert server.get("/v1/models").json["data"][0]["id"] == REPO

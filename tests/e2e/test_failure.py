@@ -109,17 +109,17 @@ def test_the_reason_is_told_while_the_engine_is_down(start: Launcher) -> None:
 
 
 def test_the_cause_of_a_lost_device_reaches_probes_and_log(start: Launcher) -> None:
-    cause = "CUDA error 719: unspecified launch failure"
-    server = slow(start, "--max-engine-restarts", "3", lost_device=cause)
+    cause = "CUDA error 719: the device is lost"
+    server = slow(start, "--max-engine-restarts", "3", lost_on_token=999)
     for _ in range(3):  # the third restart waits two seconds
         wait_for(lambda: server.status_of() == 200, "readiness")
-        assert server.complete().status == 500
+        assert server.complete(prompt=[999]).status == 500
         wait_for(lambda: server.status_of() == 503, "503")
     body = server.get("/health").json
     assert (body["status"], body["reason"]) == ("unhealthy", cause)
     assert server.get("/livez").json == body
     wait_for(lambda: server.status_of() == 200, "readiness")
-    assert server.complete().status == 500
+    assert server.complete(prompt=[999]).status == 500
     assert server.wait() == 70
     assert server.last_line().endswith(f"Last cause: {cause}")
     assert server.log().count(f"ERROR:    {cause}") == 3

@@ -9,14 +9,25 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
 
-from e2e.serving import GUNICORN, Launcher, Server, free_port, is_running, launcher, wait_for
+from e2e.serving import (
+    GUNICORN,
+    Answer,
+    Launcher,
+    Server,
+    free_port,
+    is_running,
+    launcher,
+    wait_for,
+)
 from octavo import EngineArgs, LLMEngine, create_openai_api_app, run_server
 from octavo.errors import EngineError, ModelNotFoundError
 from octavo.sampling_params import SamplingParams
@@ -30,11 +41,52 @@ PARIS = {"messages": [{"role": "user", "content": "What is the capital of France
 SMALL = {"load_format": "dummy", "kv_cache_memory_bytes": 64 << 20}
 
 
+@dataclass
+class Start:
+    """A server of the demo, and what /health answered from exec until a while after ready."""
+
+    server: Server
+    answers: list[Answer | None]
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def demo_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     with launcher(tmp_path_factory.mktemp("demo"), DEMO) as launch:
         server = launch(OCTAVO_LOAD_FORMAT="auto", OCTAVO_KV_CACHE_MEMORY_BYTES="512MiB")
-        yield server.wait_ready(180)
+        yield Start(server, follow(server))
+
+
+def follow(server: Server, timeout: float = 180.0) -> list[Answer | None]:
+    answers: list[Answer | None] = []
+    deadline = time.monotonic() + timeout
+    while sum(answer is not None and answer.status == 200 for answer in answers) < 20:
+        assert time.monotonic() < deadline, server.log()
+        try:
+            answers.append(server.get("/health"))
+        except OSError:
+            answers.append(None)
+        time.sleep(0.005)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def demo(demo_start: Start) -> Server:
+    return demo_start.server
+
+
+def test_the_start_of_the_demo_is_told_truthfully(demo_start: Start) -> None:
+    """Refused until it listens and never again, 503 with rising progress, then 200 for good."""
+    statuses = [answer and answer.status for answer in demo_start.answers]
+    assert list(dict.fromkeys(statuses)) == [None, 503, 200]
+    assert statuses == sorted(statuses, key=[None, 503, 200].index)
+    told: dict[str, list[float]] = {}
+    for answer in demo_start.answers:
+        if answer is not None and answer.status == 503:
+            told.setdefault(answer.json["phase"], []).append(answer.json["progress"])
+    for progress in told.values():
+        assert progress == sorted(progress)
+    steps = set(told["warming_up"]) - {0.0, 1.0}
+    assert len(steps) >= 3, "a warm-up that shows how far it is"
 
 
 def test_the_demo_knows_paris(demo: Server) -> None:

@@ -10,14 +10,22 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.serving import FAKE, GUNICORN, OCTAVO, Launcher, Server, free_port, wait_for
+from e2e.serving import (
+    FAKE,
+    GUNICORN,
+    OCTAVO,
+    Launcher,
+    NotifySocket,
+    Server,
+    free_port,
+    wait_for,
+)
 from octavo.engine.status_page import PHASES
 
 if TYPE_CHECKING:
@@ -168,6 +176,8 @@ def test_json_messages_go_to_a_file(start: Launcher, tmp_path: Path) -> None:
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     assert all({"time", "level", "message", "pid"} <= entry.keys() for entry in entries)
     assert "Application startup complete" in [entry["message"] for entry in entries]
+    phases = {entry["phase"]: entry["seconds"] for entry in entries if "phase" in entry}
+    assert {"loading_weights", "warming_up", "self_testing"} <= phases.keys()
     access = [entry for entry in entries if entry.get("path") == "/v1/completions"]
     assert [(entry["status"], entry["method"]) for entry in access] == [(200, "POST")]
     assert server.log() == ""
@@ -264,12 +274,13 @@ def test_a_bad_certificate_ends_with_2(start: Launcher, tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (("--chat-template", "/nowhere/t"), ("--chat-template", "/nowhere/t")),
+        (("--chat-template", "{% if %}"), ("--chat-template", "not valid")),
         (("--tokenizer", "/nowhere/t"), ("--tokenizer", "/nowhere/t")),
         (("--api-key-file", "/nowhere/k"), ("--api-key-file", "/nowhere/k")),
         (("--log-file", "/nowhere/l"), ("--log-file", "/nowhere/l")),
     ],
 )
-def test_a_file_that_is_not_there_ends_with_2(
+def test_a_file_that_is_of_no_use_ends_with_2(
     start: Launcher, flags: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     fails(start(*flags), 2, *words)
@@ -294,6 +305,17 @@ def test_a_crash_loop_ends_with_70(start: Launcher) -> None:
 def test_the_cause_is_on_stderr_also_with_a_log_file(start: Launcher, tmp_path: Path) -> None:
     flags = ("--log-file", str(tmp_path / "log"))
     fails(start(*flags, command=FAKE, plan={"fail": ["loading_weights", 5]}), 5, "41.2 GB")
+
+
+def test_a_chat_template_may_be_the_text_itself(start: Launcher) -> None:
+    server = start("--chat-template", "{{ messages[0].content * 3 }}").wait_ready()
+    body = {"messages": [{"role": "user", "content": "abc"}]}
+    rendered = server.request("POST", "/tokenize", body).json
+    assert (
+        rendered["tokens"]
+        == server.request("POST", "/tokenize", {"prompt": "abc" * 3}).json["tokens"]
+    )
+    assert server.stop() == 0
 
 
 # --- A check without a start ----------------------------------------------------------------------
@@ -400,21 +422,6 @@ def test_tls(start: Launcher, tmp_path: Path) -> None:
 
 
 # --- systemd -------------------------------------------------------------------------------------
-
-
-class NotifySocket:
-    """What systemd would hear."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.messages: list[str] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.path)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        while data := self._socket.recv(4096):
-            self.messages += data.decode().splitlines()
 
 
 def test_systemd_hears_of_readiness_when_it_is_true(start: Launcher, tmp_path: Path) -> None:

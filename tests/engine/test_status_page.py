@@ -37,6 +37,8 @@ def test_progress_is_told_and_starts_over_with_each_phase(page: StatusPage) -> N
     assert (state.phase, state.progress, state.bytes_done, state.bytes_total) == (
         "loading_weights", 0.25, 250, 1000,
     )  # fmt: skip
+    page.advance(0.5, 500, 1000)
+    assert page.read().bytes_found == 250
     page.enter("warming_up")
     assert page.read().progress == 0
     assert page.read().bytes_total == 0

@@ -17,6 +17,7 @@ from octavo.errors import InvalidRequestError, QueueFullError
 
 VOCAB_SIZE = 1000
 MAX_MODEL_LEN = 1 << 30
+LOST_DEVICE = "CUDA error 719: the device is lost"
 
 
 @dataclass
@@ -42,11 +43,14 @@ class Sequence:
 
 class FakeEngine:
     def __init__(
-        self, step_s: float = 0.0, max_num_queued: int = 1000, lost_device: str = ""
+        self,
+        step_s: float = 0.0,
+        max_num_queued: int = 1000,
+        lost_on_token: int | None = None,
     ) -> None:
         self.step_s = step_s
-        self.lost_device = lost_device  # what the first step finds, if anything
         self.max_num_queued = max_num_queued
+        self.lost_on_token = lost_on_token  # of a prompt: ends as the engine does without a device
         self.aborted: list[int | tuple[int, int]] = []
         self.num_resets = 0
         self.num_self_checks = 0
@@ -88,6 +92,8 @@ class FakeEngine:
                     Sequence(id, index, tokens[-1] + 1 + index, sampling.max_tokens, len(tokens),
                              sampling.logprobs)
                 )  # fmt: skip
+            if self.lost_on_token in tokens:
+                self._lose_device()
             self._changed.notify_all()
 
     def abort(self, id: int, sequence_index: int = -1) -> None:  # noqa: A002
@@ -134,9 +140,9 @@ class FakeEngine:
     def last_error(self) -> str:
         return self._error
 
-    def lose_device(self, cause: str) -> None:
-        """End as the engine does when its device is lost: last records, then nothing more."""
-        self._error = cause
+    def _lose_device(self) -> None:
+        """Last records, then nothing more."""
+        self._error = LOST_DEVICE
         self.end_with_error("The engine failed while it served this request.")
         self.shutdown()
 
@@ -164,9 +170,6 @@ class FakeEngine:
                 if not self._running:
                     self._changed.wait(0.05)
                     continue
-                if self.lost_device:
-                    self.lose_device(self.lost_device)
-                    return
                 for sequence in list(self._running):
                     self._step(sequence)
                 self._changed.notify_all()

@@ -1,9 +1,10 @@
 """An engine process without a model: the real octavo.engine.process around a FakeEngine.
 
 The variable FAKE_ENGINE holds what it is to do, as JSON: seconds of each phase ("phase_s"), of a
-step ("step_s"), and in which phase to end how ("fail": [phase, what]): an exit code of an
+step ("step_s"), at which token of a prompt to lose the device ("lost_on_token"), and in which phase
+to end how ("fail": [phase, what]): an exit code of an
 OctavoError, "hang", "eat" (all memory), or a signal's name. "fail_generation" limits that to one
-generation. "lost_device" is the error that the first step meets.
+generation.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def build(config: ServeConfig, page: StatusPage) -> Loaded:
             for tenth in range(10):
                 page.advance(tenth / 10, tenth * 1000, 10_000)
                 time.sleep(plan.get("phase_s", 0.0) / 10)
-    engine = FakeEngine(plan.get("step_s", 0.01), lost_device=plan.get("lost_device", ""))
+    engine = FakeEngine(plan.get("step_s", 0.01), lost_on_token=plan.get("lost_on_token"))
     engine.set_heartbeat(page.memory, page.HEARTBEAT_OFFSET)
     engine.start()
     return Loaded(engine, ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN), lambda sampling: sampling)

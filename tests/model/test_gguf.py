@@ -13,7 +13,7 @@ import pytest
 from model.checkpoints import GgufBuilder, llama_tensors
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.model.gguf import GgufModel
-from octavo.model.gguf_names import hf_name
+from octavo.model.gguf_names import places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,10 +157,56 @@ def test_a_real_file_damaged_anywhere_is_refused_or_read(tmp_path: Path) -> None
         ("blk.17.attn_k.bias", "model.layers.17.self_attn.k_proj.bias"),
         ("blk.3.ffn_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
         ("rope_freqs.weight", "rope_freqs.weight"),
-        ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_exps.weight"),
+        ("blk.0.post_ffw_norm.weight", "model.layers.0.post_feedforward_layernorm.weight"),
+        ("blk.0.ffn_gate_inp.weight", "model.layers.0.mlp.gate.weight"),
+        ("blk.0.unknown.weight", "blk.0.unknown.weight"),
         ("output_norm", "output_norm"),
         ("blk.0.attn_q.weight.extra", "blk.0.attn_q.weight.extra"),
     ],
 )
 def test_hugging_face_names(name: str, expected: str) -> None:
-    assert hf_name(name) == expected
+    assert list(places([(name, "float32", (4,), 16)], "qwen2")) == [expected]
+
+
+def found(*names: str, architecture: str = "qwen2", shape: tuple[int, ...] = (6, 2)) -> list[str]:
+    return list(
+        places([(f"blk.0.{each}.weight", "q8_0", shape, 102) for each in names], architecture)
+    )
+
+
+def test_names_that_depend_on_the_other_tensors_of_a_file() -> None:
+    assert found("ffn_up") == ["model.layers.0.mlp.gate_up_proj.weight"]
+    assert found("ffn_gate", "ffn_up")[1] == "model.layers.0.mlp.up_proj.weight"
+    assert found("ffn_norm") == ["model.layers.0.post_attention_layernorm.weight"]
+    assert found("ffn_norm", "post_attention_norm") == [
+        "model.layers.0.pre_feedforward_layernorm.weight",
+        "model.layers.0.post_attention_layernorm.weight",
+    ]
+
+
+def test_stacked_experts_become_one_tensor_each() -> None:
+    tensors = [("blk.1.ffn_down_exps.weight", "q8_0", (3, 2, 32), 204)]
+    experts = places(tensors, "qwen3moe")
+    assert list(experts) == [f"model.layers.1.mlp.experts.{i}.down_proj.weight" for i in range(3)]
+    last = experts["model.layers.1.mlp.experts.2.down_proj.weight"]
+    assert last.name == "blk.1.ffn_down_exps.weight"
+    assert (last.begin, last.entry.shape, last.entry.num_bytes) == (136, (2, 32), 68)
+    mixtral = list(places(tensors, "llama"))
+    assert mixtral[0] == "model.layers.1.block_sparse_moe.experts.0.w2.weight"
+
+
+def test_no_file_can_ask_for_a_million_experts() -> None:
+    assert found("ffn_up_exps", shape=(1 << 40, 1, 1)) == [
+        "model.layers.0.mlp.experts.{}.up_proj.weight"
+    ]
+
+
+def test_reads_a_part_of_a_tensor(tmp_path: Path) -> None:
+    builder = GgufBuilder(tmp_path / "m.gguf", "olmoe")
+    stacked = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    model = GgufModel(builder.add_tensor("blk.0.ffn_up_exps.weight", stacked).write())
+    assert read(model, "model.layers.0.mlp.experts.1.up_proj.weight") == stacked[1].tobytes()
+    with pytest.raises(ValueError, match="96 bytes, the buffer 90 from 8 on"):
+        _core.GgufFile(str(tmp_path / "m.gguf")).read_tensor(
+            "blk.0.ffn_up_exps.weight", bytearray(90), 8
+        )

@@ -91,16 +91,67 @@ def test_mistral_and_qwen2(tmp_path: Path) -> None:
     assert mistral.architecture == "mistral"
     wide = info(tmp_path, architectures=["MistralForCausalLM"], sliding_window=256)
     assert wide == mistral
-    for changes in ({"sliding_window": 255}, {"max_position_embeddings": 8192}):
-        with pytest.raises(UnsupportedModelError, match="sliding_window"):
-            info(tmp_path, architectures=["MistralForCausalLM"], **changes)
+    narrow = info(tmp_path, architectures=["MistralForCausalLM"], sliding_window=255)
+    assert narrow.sliding_windows == (255, 255)
+    default = info(tmp_path, architectures=["MistralForCausalLM"], max_position_embeddings=8192)
+    assert default.sliding_windows == (4096, 4096)
     qwen = info(tmp_path, architectures=["Qwen2ForCausalLM"], sliding_window=8)
     assert qwen.qkv_bias
     assert not qwen.attention_output_bias
-    with pytest.raises(UnsupportedModelError, match="sliding_window"):
-        info(
-            tmp_path, architectures=["Qwen2ForCausalLM"], sliding_window=8, use_sliding_window=True
+    assert qwen.sliding_windows == ()
+    options = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+    slides = info(tmp_path, architectures=["Qwen2ForCausalLM"], **options)
+    assert slides.sliding_windows == (0, 8)
+
+
+GEMMA = {
+    "head_dim": 32,
+    "hidden_act": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "num_hidden_layers": 6,
+    "sliding_window": 32,
+}
+
+
+def test_gemma_of_the_hub_before_layer_types(tmp_path: Path) -> None:
+    two = info(tmp_path, architectures=["Gemma2ForCausalLM"], **GEMMA)
+    assert two.sliding_windows == (32, 0, 32, 0, 32, 0)
+    assert two.tie_word_embeddings
+    assert (two.norm_offset, two.embedding_multiplier, two.attention_scale) == (1.0, 8.0, 0.25)
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 5e3, "sliding_window_pattern": 3}
+    three = info(tmp_path, architectures=["Gemma3ForCausalLM"], **GEMMA, **old)
+    assert three.sliding_windows == (32, 32, 0, 32, 32, 0)
+    assert (three.rope.theta, three.local_rope.theta) == (1e6, 5e3)
+
+
+def test_phi3_s_early_names_for_longrope(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    for name in ("su", "yarn", "longrope"):
+        model = info(
+            tmp_path,
+            architectures=["Phi3ForCausalLM"],
+            original_max_position_embeddings=64,
+            rope_scaling={"type": name, **factors},
         )
+        assert (model.rope.scaling, model.rope.factor) == ("longrope", 4.0)
+        assert model.rope.original_max_position_embeddings == 64
+
+
+def test_layers_without_rotation(tmp_path: Path) -> None:
+    smollm3 = {"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 5}
+    assert info(tmp_path, **smollm3).rope_layers == (True, True, True, False, True)
+    listed = info(tmp_path, **smollm3, no_rope_layers=[1, 0, 1, 0, 1])
+    assert listed.rope_layers == (True, False, True, False, True)
+
+
+def test_dense_layers_among_mixtures(tmp_path: Path) -> None:
+    moe = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "num_experts": 8,
+           "num_experts_per_tok": 2, "moe_intermediate_size": 24}  # fmt: skip
+    assert info(tmp_path, **moe).expert_layers == ()
+    mixed = info(tmp_path, **moe, decoder_sparse_step=2, mlp_only_layers=[3])
+    assert mixed.expert_layers == (False, True, False, False)
+    assert (mixed.num_experts, mixed.experts_per_token) == (8, 2)
+    assert mixed.expert_intermediate_size == 24
 
 
 def test_biases(tmp_path: Path) -> None:
@@ -120,7 +171,29 @@ def test_biases(tmp_path: Path) -> None:
         ({"architectures": ...}, "architecture unknown"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope scaling 'longrope'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "longrope needs 8 short and long factors",
+        ),
+        ({"rope_parameters": {"full_attention": {}}}, "differ by layer type"),
+        ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (
+            {
+                "architectures": ["MistralForCausalLM"],
+                "sliding_window": 8,
+                "layer_types": ["chunked_attention", "full_attention"],
+            },
+            "layer_types chunked_attention",
+        ),
+        (
+            {
+                "architectures": ["OlmoeForCausalLM"],
+                "num_experts": 4,
+                "num_experts_per_tok": 5,
+            },
+            "5 of 4 experts",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope scaling 'dynamic'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8}},

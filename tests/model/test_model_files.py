@@ -65,6 +65,16 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert render(files) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_a_demo_is_sampled_as_its_authors_recommend(tmp_path: Path) -> None:
+    pytest.importorskip("octavo._core")
+    file = GgufBuilder(tmp_path / "m.gguf").add_llama().add_byte_level_tokenizer().write()
+    found = ModelFiles(inspect("smollm2", file)).generation_config()
+    assert (found.temperature, found.top_p) == (0.2, 0.9)
+    other = open_files(file).generation_config()
+    assert (other.temperature, other.top_p) == (None, None)
+    assert found.eos_token_ids == other.eos_token_ids
+
+
 def test_where_templates_come_from(directory: Path) -> None:
     write_tokenizer(directory, chat_template="from config {{ bos_token }}")
     assert render(open_files(directory)) == "from config <|im_start|>"
@@ -84,10 +94,12 @@ def test_where_templates_come_from(directory: Path) -> None:
 
 
 def test_templates_that_cannot_be_had(directory: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--chat-template: .*no such file"):
+    with pytest.raises(ConfigError, match=r"--chat-template: absent\.jinja: No such file"):
         render(open_files(directory), "absent.jinja")
     with pytest.raises(ConfigError, match="--chat-template: The chat template is not valid"):
         render(open_files(directory), "{% if %}")
+    with pytest.raises(ConfigError, match=r"--chat-template: .*: Is a directory"):
+        render(open_files(directory), str(directory))
     write_tokenizer(directory, chat_template=[{"name": "rag", "template": "x"}])
     with pytest.raises(UnsupportedModelError, match="chat templates rag, none of them the default"):
         render(open_files(directory))

@@ -169,6 +169,8 @@ DEMO = Demo(
     member="some_demo/tiny.gguf",
     num_bytes=len(CONTENT),
     sha256=hashlib.sha256(CONTENT).hexdigest(),
+    temperature=0.5,
+    top_p=0.75,
 )
 
 

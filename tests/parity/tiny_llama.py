@@ -35,17 +35,20 @@ def rope(rope_type: str, **fields: Any) -> dict[str, Any]:
     return {"rope_parameters": parameters}
 
 
-def make(config: transformers.PreTrainedConfig, seed: int = 0) -> Model:
+def make(config: transformers.PreTrainedConfig, seed: int = 0, deviation: float = 1.5) -> Model:
     """A float32 model whose every parameter matters: large random weights, biases and norms."""
     generator = torch.Generator().manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * 1.5 / parameter.shape[1] ** 0.5)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * deviation / parameter.shape[-1] ** 0.5)
             else:
-                parameter.copy_(noise * 0.3 + (0.0 if name.endswith("bias") else 1.0))
+                is_offset = name.endswith("bias") or config.model_type.startswith("gemma")
+                parameter.copy_(noise * 0.3 + (0.0 if is_offset else 1.0))
     return model.eval()
 
 

@@ -22,6 +22,8 @@ from octavo.server.served_model import ServedModel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from octavo.server.tracing import Tracing
+
 BOS = 256
 
 
@@ -98,7 +100,12 @@ def _text(content: str | list[dict[str, str]] | None) -> str:
 class Server:
     """A test client, its engine, and shorthands."""
 
-    def __init__(self, defaults: GenerationConfig | None = None, **config: Any) -> None:
+    def __init__(
+        self,
+        defaults: GenerationConfig | None = None,
+        tracing: Tracing | None = None,
+        **config: Any,
+    ) -> None:
         self.engine = ScriptedEngine()
         self.metrics = RequestMetrics()
         self.template = PlainTemplate()
@@ -115,6 +122,7 @@ class Server:
             model=lambda: self.model,
             metrics=self.metrics,
             api_keys=settings.api_keys(),
+            tracing=tracing,
         )
         self.context = context
         self.readiness = Readiness(self.engine, lambda: True)

@@ -104,6 +104,9 @@ GOOD = [
 PLAIN = [
     ("hermes", "a <tool_cal> b < c <tool_calls"),
     ("hermes", "<tool_call>not json</tool_call>"),
+    ("qwen", "<tool_call><u<tool_call><function></tool_call>"),
+    ("qwen", "<tool_call><function=></function></tool_call>"),
+    ("mistral", "[TOOL_CALLS]{[TOOL_CALLS]s"),
     ("hermes", '<tool_call>{"nam": 1}'),
     ("hermes", "<tool_call>"),
     ("hermes", '<tool_call>{"arguments": {"a": 1}'),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+
 from app_under_test import Server
 from hypothesis import HealthCheck, settings
 
-schemathesis = pytest.importorskip("schemathesis")
+from clients.environments import package
 
+schemathesis = package("schemathesis")
+
+# A few in CI; `tests/run.sh fuzz` asks for many.
+EXAMPLES = int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "10"))
 SERVER = Server()
 SCHEMA = schemathesis.openapi.from_wsgi("/openapi.json", SERVER.app)
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_keeps_to_the_document(case) -> None:
     # What a model refuses beyond the form of a request, such as a token id that it does not have,
     # no schema can say: so acceptance of every valid body is not checked.

@@ -51,6 +51,30 @@ void silu_mul(const float* gate, const float* up, int64_t size, float* out) {
   }
 }
 
+// gelu(g) = g / (1 + e^-2y) with y = sqrt(2 / pi) (g + 0.044715 g^3): the tanh approximation,
+// without the cancellation of 1 + tanh(y) where y is far below 0.
+void gelu_tanh_mul(const float* gate, const float* up, int64_t size, float* out) {
+  const Vec one = set1(1.0f), cubic = set1(0.044715f), slope = set1(-1.5957691216057308f);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const int64_t n = smaller(kLanes, size - i);
+    const Vec g = load_first(gate + i, n);
+    const Vec y = mul(slope, mul(g, fma(cubic, mul(g, g), one)));
+    store_first(out + i, mul(div(g, add(one, exp(y))), load_first(up + i, n)), n);
+  }
+}
+
+void scale(float* x, float factor, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) x[i] *= factor;
+}
+
+void soft_cap_row(float* x, float cap, int64_t size) {
+  const Vec limit = set1(cap);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const int64_t n = smaller(kLanes, size - i);
+    store_first(x + i, mul(limit, tanh(div(load_first(x + i, n), limit))), n);
+  }
+}
+
 void rope_half(float* head, const float* cos, const float* sin, int64_t rotary_dim) {
   const int64_t half = rotary_dim / 2;
   for (int64_t i = 0; i < half; ++i) {

@@ -41,6 +41,9 @@ constexpr Kernels common_kernels() {
   k.rms_norm = rms_norm;
   k.add = add_to;
   k.silu_mul = silu_mul;
+  k.gelu_tanh_mul = gelu_tanh_mul;
+  k.scale = scale;
+  k.soft_cap = soft_cap_row;
   k.rope_half = rope_half;
   k.rope_interleaved = rope_interleaved;
 

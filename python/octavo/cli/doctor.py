@@ -197,3 +197,9 @@ def _gpu() -> Iterator[Finding]:
 
     if not _core.has_cuda():
         yield Finding(WARNING, "gpu", "this build has no CUDA: build Octavo with OCTAVO_CUDA=ON")
+        return
+    count = _core.num_cuda_devices()
+    if count:
+        yield Finding(OK, "gpu", f"{count} can be used")
+    else:
+        yield Finding(WARNING, "gpu", "none can be used: see nvidia-smi and CUDA_VISIBLE_DEVICES")

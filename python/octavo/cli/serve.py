@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(as_yaml(config))
         return 0
     if not config.model:
-        raise ConfigError("MODEL is missing, for example: octavo serve smollm2")
+        raise ConfigError(
+            "MODEL is missing; it comes before the flags, for example: "
+            "octavo serve smollm2 --port 8000"
+        )
     if arguments.check:
         from octavo.cli.check import check  # noqa: PLC0415
 

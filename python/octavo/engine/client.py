@@ -40,6 +40,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
         progress: Share of the phase that is done, 0 to 1.
         bytes_done: Bytes read or downloaded in this phase.
         bytes_total: 0 where the phase has no bytes.
+        bytes_found: Of bytes_done, those that were there before the phase.
         elapsed_s: Seconds since the server process started.
         heartbeat_age_s: Seconds since the engine's last sign of life; 0 before its first one.
         is_ready: Requests are served.
@@ -54,6 +55,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     progress: float = 0.0
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_found: int = 0
     elapsed_s: float = 0.0
     heartbeat_age_s: float = 0.0
     is_ready: bool = False
@@ -62,6 +64,18 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     generation: int = 1
     phase_seconds: dict[str, float] = {}
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Mean rate of the running phase; 0 where there is none yet."""
+        seconds = self.phase_seconds.get(self.phase, 0.0)
+        return max(0, self.bytes_done - self.bytes_found) / seconds if seconds > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What the bytes that are left take at that rate; None where that is not known."""
+        rate = self.bytes_per_s
+        return (self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

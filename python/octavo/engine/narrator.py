@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from octavo.engine.supervisor import Observer
 from octavo.engine.systemd import Notifier
 
 if TYPE_CHECKING:
-    from octavo.config import NotifySocket, ServeConfig
+    from octavo.config import ServeConfig
     from octavo.engine.client import EngineState
     from octavo.engine.status_page import StatusPage
+    from octavo.engine.systemd import NotifySocket
 
 _BAR_WIDTH = 24
+_USUAL_COLUMNS = 80
 _TITLES = {
     "configuring": "reading the model's configuration",
     "downloading": "downloading",
@@ -77,7 +80,10 @@ class Narrator(Observer):
             if PHASES.index(phase) < PHASES.index(running):
                 self._told.add(phase)
                 self._clear_line()
-                log.info("Loading model… %s: %.2f s", _TITLES[phase], seconds)
+                fields = {"phase": phase, "seconds": round(seconds, 3)}
+                log.info(
+                    "Loading model… %s: %.2f s", _TITLES[phase], seconds, extra={"fields": fields}
+                )
 
     def _tell_ready(self, page: StatusPage, state: EngineState) -> None:
         """Once for each engine, when the workers are ready too."""
@@ -98,17 +104,9 @@ class Narrator(Observer):
         self._notifier.send(f"READY=1\nSTATUS=Serving on {self._address}")
 
     def _draw(self, state: EngineState, phase: str) -> None:
-        filled = int(state.progress * _BAR_WIDTH)
-        bar = "━" * filled + "╌" * (_BAR_WIDTH - filled)
-        amount = ""
-        if state.bytes_total:
-            amount = f" {state.bytes_done / 1e6:,.0f}/{state.bytes_total / 1e6:,.0f} MB"
-        seconds = state.phase_seconds.get(phase, 0.0)
-        line = (
-            f"\r\x1b[2K{'INFO:':<9} Loading model… {_TITLES[phase]} {bar}{amount} {seconds:.1f} s"
-        )
+        line = progress_line(state, phase, _terminal_columns())
         with contextlib.suppress(OSError):
-            sys.stderr.write(line)
+            sys.stderr.write(f"\r\x1b[2K{line}")
             sys.stderr.flush()
         self._has_line = True
 
@@ -118,6 +116,28 @@ class Narrator(Observer):
             with contextlib.suppress(OSError):
                 sys.stderr.write("\r\x1b[2K")
                 sys.stderr.flush()
+
+
+def progress_line(state: EngineState, phase: str, columns: int) -> str:
+    """How far a phase is; never wider than the terminal, where a second line would stay."""
+    begin = f"{'INFO:':<9} Loading model… {_TITLES[phase]} "
+    end = f" {state.phase_seconds.get(phase, 0.0):.1f} s"
+    if state.bytes_total:
+        end = f" {state.bytes_done / 1e6:,.0f}/{state.bytes_total / 1e6:,.0f} MB{end}"
+        remaining_s = state.remaining_s
+        if phase == "downloading" and remaining_s is not None:
+            end += f", {state.bytes_per_s / 1e6:,.1f} MB/s, {remaining_s:,.0f} s left"
+    width = min(_BAR_WIDTH, columns - 1 - len(begin) - len(end))
+    filled = int(state.progress * width)
+    bar = "━" * filled + "╌" * (width - filled)
+    return f"{begin}{bar}{end}"[: max(0, columns - 1)]
+
+
+def _terminal_columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_COLUMNS
+    except OSError:
+        return _USUAL_COLUMNS
 
 
 def _durations(state: EngineState) -> str:

@@ -44,6 +44,7 @@ _BYTES_DONE = 8
 _BYTES_TOTAL = 9
 _HEARTBEAT_NS = 10
 _LIVENESS_NS = 11
+_BYTES_FOUND = 12  # bytes_done when the phase first told any: a download may go on from there
 _PHASE_NS = 16  # start of each phase, len(PHASES) words
 # Words of the HTTP workers
 _WORKER_FAILURE = 32  # exit code + 1 of a worker that cannot serve
@@ -82,12 +83,14 @@ class StatusPage:
         """Begin a phase."""
         index = PHASES.index(phase)
         words = self._words
-        words[_PROGRESS_PPM] = words[_BYTES_DONE] = words[_BYTES_TOTAL] = 0
+        words[_PROGRESS_PPM] = words[_BYTES_DONE] = words[_BYTES_TOTAL] = words[_BYTES_FOUND] = 0
         words[_PHASE_NS + index] = time.monotonic_ns()
         words[_PHASE] = index
 
     def advance(self, share: float, bytes_done: int = 0, bytes_total: int = 0) -> None:
         """Say how much of the running phase is done."""
+        if not self._words[_BYTES_TOTAL]:
+            self._words[_BYTES_FOUND] = bytes_done
         self._words[_BYTES_TOTAL] = bytes_total
         self._words[_BYTES_DONE] = bytes_done
         self._words[_PROGRESS_PPM] = int(share * 1e6)
@@ -230,6 +233,7 @@ class StatusPage:
             progress=words[_PROGRESS_PPM] / 1e6,
             bytes_done=words[_BYTES_DONE],
             bytes_total=words[_BYTES_TOTAL],
+            bytes_found=words[_BYTES_FOUND],
             elapsed_s=(now - words[_STARTED_NS]) / 1e9,
             heartbeat_age_s=age_ns / 1e9,
             is_ready=index == READY and is_alive and not is_draining,

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from octavo.config import NotifySocket
+
+@dataclass(frozen=True)
+class NotifySocket:
+    """How systemd wants to hear from a service.
+
+    Attributes:
+        path: Datagram socket; a leading @ is an abstract one.
+        watchdog_s: Longest silence, 0 if there is no watchdog.
+    """
+
+    path: str
+    watchdog_s: float
+
+
+def take_notify_socket() -> NotifySocket | None:
+    """The service manager's socket, removed from the environment.
+
+    gunicorn would announce itself as ready there as soon as it listens.
+    """
+    path = os.environ.pop("NOTIFY_SOCKET", "")
+    watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
+    os.environ.pop("WATCHDOG_PID", None)
+    if not path:
+        return None
+    return NotifySocket(path, int(watchdog_us) / 1e6 if watchdog_us.isdecimal() else 0.0)
 
 
 class Notifier:

@@ -30,6 +30,8 @@ class RopeInfo:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,21 @@ class ModelInfo:
     mlp_bias: bool
     max_position_embeddings: int
     rope: RopeInfo = field(default_factory=RopeInfo)
+    local_rope: RopeInfo = field(default_factory=RopeInfo)
+    sliding_windows: tuple[int, ...] = ()
+    rope_layers: tuple[bool, ...] = ()
+    expert_layers: tuple[bool, ...] = ()
+    attention_scale: float = 0.0
+    attention_soft_cap: float = 0.0
+    final_soft_cap: float = 0.0
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+    norm_offset: float = 0.0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate_size: int = 0
+    renormalize_experts: bool = False
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -72,10 +89,15 @@ class ModelInfo:
             )
         if not 0 < self.rms_norm_eps < 1:
             raise UnsupportedModelError(f"rms_norm_eps is {self.rms_norm_eps}.")
-        self._check_rope()
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts <= MAX_EXPERTS:
+            raise UnsupportedModelError(
+                f"{self.experts_per_token} of {self.num_experts} experts a token; there may be "
+                f"{MAX_EXPERTS} of them."
+            )
+        self._check_rope(self.rope)
+        self._check_rope(self.local_rope)
 
-    def _check_rope(self) -> None:
-        rope = self.rope
+    def _check_rope(self, rope: RopeInfo) -> None:
         rotary_dim = rope.rotary_dim or self.head_dim
         if rotary_dim % 2 or not 2 <= rotary_dim <= self.head_dim:
             raise UnsupportedModelError(
@@ -83,12 +105,21 @@ class ModelInfo:
             )
         if not 0 < rope.theta < float("inf") or not 0 < rope.factor < float("inf"):
             raise UnsupportedModelError(f"rope theta {rope.theta}, factor {rope.factor}.")
-        if rope.scaling in {"llama3", "yarn"} and rope.original_max_position_embeddings < 1:
+        if (
+            rope.scaling in {"llama3", "yarn", "longrope"}
+            and rope.original_max_position_embeddings < 1
+        ):
             raise UnsupportedModelError(
                 f"rope scaling {rope.scaling} needs original_max_position_embeddings."
             )
         if rope.scaling == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
             raise UnsupportedModelError("rope scaling llama3 needs low < high frequency factor.")
+        if rope.scaling == "longrope" and not (
+            len(rope.short_factor) == len(rope.long_factor) == rotary_dim // 2
+        ):
+            raise UnsupportedModelError(
+                f"rope scaling longrope needs {rotary_dim // 2} short and long factors."
+            )
 
 
 # Far above any model in the field, and low enough that products of three stay below 2**63.
@@ -102,18 +133,25 @@ _LIMITS = {
     "head_dim": 1 << 12,
     "max_position_embeddings": 1 << 30,
 }
+MAX_EXPERTS = 512  # kMaxExperts in cpp/backend/backend.h
 
 
 def to_core(info: ModelInfo) -> _core.ModelConfig:
     """The engine's configuration of a model."""
     from octavo import _core  # noqa: PLC0415 - only the engine's process loads the extension
 
-    rope = _core.RopeConfig()
-    for each in dataclasses.fields(RopeInfo):
-        setattr(rope, each.name, getattr(info.rope, each.name))
     config = _core.ModelConfig()
     for each in dataclasses.fields(ModelInfo):
-        if each.name not in {"rope", "dtype"}:
-            setattr(config, each.name, getattr(info, each.name))
-    config.rope = rope
+        value = getattr(info, each.name)
+        if each.name != "dtype":
+            setattr(config, each.name, _rope(value) if isinstance(value, RopeInfo) else value)
     return config
+
+
+def _rope(info: RopeInfo) -> _core.RopeConfig:
+    from octavo import _core  # noqa: PLC0415 - see to_core
+
+    rope = _core.RopeConfig()
+    for each in dataclasses.fields(RopeInfo):
+        setattr(rope, each.name, getattr(info, each.name))
+    return rope

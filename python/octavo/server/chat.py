@@ -10,7 +10,6 @@ import msgspec
 from msgspec import UNSET
 
 from octavo.server.chat_run import ChatRun
-from octavo.server.disconnect import watch
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openapi import Operation
 from octavo.server.schemas.chat import (
@@ -67,7 +66,7 @@ class ChatResource:
         if request.stream:
             stream_generation(req, resp, run.generation, answer.events)
             return
-        with run.generation as generation, watch(req.env, generation.abort):
+        with run.generation as generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.server.disconnect import watch
 from octavo.server.generation import Generation
 from octavo.server.logprobs import CompletionColumns, extend, prompt_logprobs
 from octavo.server.openapi import Operation
@@ -70,7 +69,7 @@ class CompletionsResource:
         if request.stream:
             stream_generation(req, resp, generation, answer.events)
             return
-        with generation, watch(req.env, generation.abort):
+        with generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from octavo.engine.client import EngineClient, ModelInfo
     from octavo.server.request_metrics import RequestMetrics
     from octavo.server.served_model import ServedModel
+    from octavo.server.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class ServerContext:
         model: The tokenizer and its like; raises NotReadyError while they load.
         metrics: Takes what requests measure.
         api_keys: Keys of which a request needs one; empty lets everybody in.
+        tracing: Makes spans of requests; None makes none.
         started: Unix time of the app's start.
     """
 
@@ -42,6 +44,7 @@ class ServerContext:
     model: Callable[[], ServedModel]
     metrics: RequestMetrics
     api_keys: tuple[str, ...] = ()
+    tracing: Tracing | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def read(self, req: falcon.Request, decoder: msgspec.json.Decoder[T]) -> T:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import OctavoError
 from octavo.model.detokenizer import Detokenizer, DetokenizerOptions
+from octavo.server.disconnect import watch
 from octavo.server.merged_streams import MergedStreams, OneStream
+from octavo.server.request_report import REPORT, RequestReport
 from octavo.server.schemas.shared import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Generation:
     ) -> None:
         self.prompts = [prompt for prompt, _ in work.prompts]
         self.n = work.sampling.n
+        self._sampling = work.sampling
         self.prompt_logprobs: list[list[list[Logprob]]] = [[] for _ in work.prompts]
         self._choices = [
             _Choice(token_bytes, sampling, prompt, _Timer(context.metrics, started))
@@ -122,6 +126,30 @@ class Generation:
         """Free what the call holds in the engine. Never blocks; harmless when over."""
         self._outputs.close()
         self._end("abort")
+
+    @contextlib.contextmanager
+    def attended(self, environ: dict[str, Any]) -> Iterator[None]:
+        """While a client waits for it: abort when it goes away, and report to the log.
+
+        Args:
+            environ: The request's WSGI environment.
+        """
+        environ[REPORT] = self.report
+        with watch(environ, self.abort):
+            yield
+
+    def report(self) -> RequestReport:
+        """What the call has cost so far."""
+        usage = self.usage()
+        times = [each.first_token_s for each in self._choices if each.first_token_s is not None]
+        return RequestReport(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=sum(self._cached_tokens),
+            output_tokens=usage.completion_tokens,
+            first_token_s=min(times, default=None),
+            finish_reasons=[each.finish_reason or "abort" for each in self._choices],
+            sampling=self._sampling,
+        )
 
     def __enter__(self) -> Generation:
         return self
@@ -188,6 +216,12 @@ class _Choice:
             ),
         )
         self.is_finished = False
+        self.finish_reason: str | None = None
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the request's arrival to the first token."""
+        return self._timer.first_token_s
 
     @property
     def num_tokens(self) -> int:
@@ -225,6 +259,7 @@ class _Choice:
 
     def _finish(self, reason: str) -> None:
         self.is_finished = True
+        self.finish_reason = reason
         self._timer.finish(reason, self.num_tokens)
 
     def _stop_id(self, output: RequestOutput) -> int | None:
@@ -239,12 +274,14 @@ class _Timer:
         self._metrics = metrics
         self._started = started
         self._last: float | None = None
+        self.first_token_s: float | None = None
 
     def tokens(self, count: int, prompt_tokens: int) -> None:
         """The choice got tokens."""
         now = time.monotonic()
         if self._last is None:
-            self._metrics.first_token(now - self._started, prompt_tokens)
+            self.first_token_s = now - self._started
+            self._metrics.first_token(self.first_token_s, prompt_tokens)
         else:
             self._metrics.next_tokens(now - self._last, count)
         self._last = now

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.glogging import Logger
 
 from octavo.logs import LOGGER_NAME
+from octavo.server.request_report import REPORT, REQUEST_ID
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -54,6 +55,14 @@ class GunicornLogger(Logger):  # type: ignore[misc]
                     "path": path,
                     "status": int(status) if status.isdecimal() else status,
                     "seconds": round(seconds, 6),
+                    "request_id": environ.get(REQUEST_ID),
+                    **_cost(environ),
                 }
             },
         )
+
+
+def _cost(environ: dict[str, Any]) -> dict[str, object]:
+    """What a request that generated has cost."""
+    report = environ.get(REPORT)
+    return {} if report is None else dict(report().fields())

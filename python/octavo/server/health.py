@@ -118,6 +118,9 @@ def describe(state: EngineState) -> dict[str, Any]:
     }
     if state.bytes_total:
         body["bytes_done"], body["bytes_total"] = state.bytes_done, state.bytes_total
+        body["bytes_per_s"] = round(state.bytes_per_s)
+        if (remaining_s := state.remaining_s) is not None:
+            body["remaining_s"] = round(remaining_s, 1)
     return body
 
 

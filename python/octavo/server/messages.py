@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.server.chat_run import ChatRun, prompt_text
-from octavo.server.disconnect import watch
 from octavo.server.error_responses import renamed_param
 from octavo.server.message_input import PARAMS, chat_request, conversation_request
 from octavo.server.offload import offload
@@ -85,7 +84,7 @@ class MessagesResource:
         if request.stream:
             stream_generation(req, resp, run.generation, answer.events, _last_words)
             return
-        with run.generation as generation, watch(req.env, generation.abort):
+        with run.generation as generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
 
 

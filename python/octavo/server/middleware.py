@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from octavo.errors import UnauthorizedError
+from octavo.server.request_report import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ class RequestContext:
         req.context.started = time.monotonic()
         given = req.get_header("X-Request-Id")
         req.context.request_id = given if given and _PLAIN_ID.match(given) else uuid.uuid4().hex
+        req.env[REQUEST_ID] = req.context.request_id
 
     def process_resource(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from octavo.config import resolve_options
 from octavo.errors import ConfigError
 from octavo.model.resolve import ResolvedModel, resolve_local
+from octavo.server.tracing import check_tracing
 
 if TYPE_CHECKING:
     from octavo.config import ServeConfig
@@ -19,15 +20,19 @@ def preflight(config: ServeConfig) -> None:
     """Check keys, certificate, files and the model's name.
 
     Raises:
-        ConfigError: A file named by a flag is of no use.
+        ConfigError: A file named by a flag, or the chat template, is of no use.
         ModelNotFoundError: The model is a path that leads nowhere, or no name at all.
         UnsupportedModelError: Its weights are of a kind that is not loaded.
     """
     config.api_keys()
     if config.ssl_certfile:
         _check_certificate(config.ssl_certfile, config.ssl_keyfile)
-    if config.chat_template and "{" not in config.chat_template:  # else it is the template itself
-        _check_readable("--chat-template", config.chat_template)
+    if config.chat_template:
+        from octavo.model.files import given_template  # noqa: PLC0415 - imports jinja2
+
+        given_template(config.chat_template, {})
+    if config.otlp_traces_endpoint:
+        check_tracing(config.otlp_traces_endpoint)
     find_model(config)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 from gevent import monkey
+from gunicorn.http.errors import ParseException
 
 from octavo.errors import InvalidRequestError, RequestError
 
@@ -45,9 +46,9 @@ def read_body(req: falcon.Request, max_bytes: int, deadline_s: float) -> bytearr
     try:
         with _deadline(deadline_s):
             return _read(req, length, max_bytes)
-    except gevent.Timeout:
+    except (gevent.Timeout, TimeoutError):  # too long in all, or silent for too long
         raise BodyTooSlowError("The request body did not come in time.") from None
-    except OSError:  # includes what gunicorn raises for a malformed chunk
+    except (OSError, ParseException):  # it ended early, or a chunk is malformed
         raise InvalidRequestError("The request body did not arrive whole.") from None
 
 
@@ -70,6 +71,8 @@ def _read(req: falcon.Request, length: int | None, max_bytes: int) -> bytearray:
         body += piece
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
+    if length is not None and len(body) < length:  # what came may well be JSON by itself
+        raise InvalidRequestError("The request body did not arrive whole.")
     return body
 
 

@@ -10,7 +10,6 @@ import msgspec
 
 from octavo.errors import InvalidRequestError, RequestError
 from octavo.server.chat_run import ChatRun
-from octavo.server.disconnect import watch
 from octavo.server.error_responses import renamed_param
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.openapi import Operation
@@ -86,7 +85,7 @@ class ResponsesResource:
                 req, resp, run.generation, lambda pieces: answer.events(pieces, keep), answer.fault
             )
             return
-        with run.generation as generation, watch(req.env, generation.abort):
+        with run.generation as generation, generation.attended(req.env):
             response = answer.whole()
             keep(response)
             resp.data = msgspec.json.encode(response)

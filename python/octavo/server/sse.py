@@ -94,6 +94,16 @@ class EventStream:
             _LOG.exception("A stream failed.")
             return self._describe(InternalError("The server failed while it answered."))
 
+    def on_close(self, then: Callable[[], None]) -> None:
+        """Call something after the response is over."""
+        first = self._close
+
+        def both() -> None:
+            first()
+            then()
+
+        self._close = both
+
     def close(self) -> None:
         """Free what the response holds; the WSGI server calls it."""
         close, self._close = self._close, _nothing

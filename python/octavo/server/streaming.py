@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from octavo.server.disconnect import watch
 from octavo.server.sse import KEEP_ALIVE_S, EventStream, error_events, send_events
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def stream_generation(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(generation)
-        stack.enter_context(watch(req.env, generation.abort))
+        stack.enter_context(generation.attended(req.env))
         first = generation.get(KEEP_ALIVE_S)
         close = stack.pop_all().close
     send_events(resp, EventStream(events(_pieces(first, generation)), close, describe))

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
 _LINGER_S = 0.2
+_RESET = struct.pack("ii", 1, 0)
 
 _BAD_HTTP = (
     (http_errors.LimitRequestLine, 414),
@@ -131,7 +133,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish()
         for server in servers:
             server.stop(timeout=0)
-        self._assembly.client.close()
+        self._assembly.close()
 
     def _is_wanted(self) -> bool:
         return self.alive and not self._page.is_draining
@@ -206,6 +208,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Answer one request; the last one of its connection while the server drains."""
         if self._page.is_draining:
             self.alive = False
+        if not _names_one_host(req):
+            _say(client, BadHttpError(400))
+            raise StopIteration
         self._active += 1
         client.settimeout(self._shared.config.client_timeout)
         try:
@@ -216,6 +221,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     raise StopIteration
                 super().handle_request(listener_name, req, client, addr)
         except TimeoutError:
+            # A reset, or the kernel would go on offering what the client does not read.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise StopIteration from None  # gunicorn's way to close the connection
         finally:
             self._active -= 1
@@ -230,6 +237,12 @@ def _status_of(error: BaseException) -> int | None:
         if isinstance(error, kind):
             return status
     return None
+
+
+def _names_one_host(req: Any) -> bool:
+    """As HTTP/1.1 demands; without it proxies and servers can differ about whom they serve."""
+    count = sum(name == "HOST" for name, _ in req.headers)
+    return bool(count == 1 or (count == 0 and req.version < (1, 1)))
 
 
 def _say(client: Any, error: RequestError) -> None:

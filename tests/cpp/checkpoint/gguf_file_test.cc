@@ -65,7 +65,7 @@ TEST_F(GgufFileTest, ReadsTensors) {
   ASSERT_NE(b, nullptr);
   EXPECT_EQ(b->num_bytes, 34);
   std::vector<std::byte> bytes(34);
-  file.read_tensor(*b, bytes);
+  file.read_tensor(*b, 0, bytes);
   EXPECT_EQ(std::memcmp(bytes.data(), small().data.data() + 32, 34), 0);
   EXPECT_EQ(file.find("c"), nullptr);
 }
@@ -127,7 +127,7 @@ TEST_F(GgufFileTest, HonoursAlignment) {
   image.data.resize(64 + 34, 'x');
   const GgufFile file(dir_.write("m.gguf", image.encode()));
   std::vector<std::byte> bytes(34);
-  file.read_tensor(*file.find("b"), bytes);
+  file.read_tensor(*file.find("b"), 0, bytes);
   EXPECT_EQ(bytes[33], std::byte{'x'});
 }
 
@@ -274,7 +274,7 @@ TEST_F(GgufFileTest, SurvivesEveryBitFlip) {
       const GgufFile file(dir_.write("m.gguf", image));
       for (const GgufTensor& tensor : file.tensors()) {
         std::vector<std::byte> bytes(tensor.num_bytes);
-        file.read_tensor(tensor, bytes);
+        file.read_tensor(tensor, 0, bytes);
         EXPECT_LE(tensor.num_bytes, static_cast<int64_t>(whole.size()));
       }
     } catch (const CheckpointError&) {
@@ -289,7 +289,7 @@ TEST_F(GgufFileTest, ReportsAFileThatShrinks) {
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 40);
   std::vector<std::byte> bytes(34);
   try {
-    file.read_tensor(*file.find("b"), bytes);
+    file.read_tensor(*file.find("b"), 0, bytes);
     FAIL() << "read bytes that are not there";
   } catch (const CheckpointError& error) {
     EXPECT_NE(std::string(error.what()).find("tensor 'b'"), std::string::npos) << error.what();
@@ -331,7 +331,7 @@ TEST_F(SplitGgufTest, JoinsShards) {
   ASSERT_EQ(file.tensors().size(), 3u);
   for (const auto& [name, value] : {std::pair{"a", '0'}, {"b", '1'}, {"c", '2'}}) {
     std::vector<std::byte> bytes(32);
-    file.read_tensor(*file.find(name), bytes);
+    file.read_tensor(*file.find(name), 0, bytes);
     EXPECT_EQ(static_cast<char>(bytes[31]), value);
   }
 }

@@ -67,6 +67,67 @@ TEST_P(ElementwiseTest, SiluMulMatchesADoublePrecisionTwin) {
   }
 }
 
+TEST_P(ElementwiseTest, GeluTanhMulMatchesADoublePrecisionTwin) {
+  const auto b = backend();
+  for (const int64_t size : kSizes) {
+    auto gate_up = random_floats(2 * size, 1, 4.0f);
+    std::vector<float> out(size);
+    b->gelu_tanh_mul(matrix(gate_up, 1, 2 * size), matrix(out, 1, size));
+    for (int64_t i = 0; i < size; ++i) {
+      const double g = gate_up[i], y = std::sqrt(2.0 / M_PI) * (g + 0.044715 * g * g * g);
+      const double expected = g / (1.0 + std::exp(-2.0 * y)) * gate_up[size + i];
+      ASSERT_NEAR(out[i], expected, 2e-6 * std::abs(expected) + 1e-9) << g;
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, ScaleAndSoftCapMatchTheirDefinitions) {
+  const auto b = backend();
+  for (const int64_t size : kSizes) {
+    auto x = random_floats(3 * size, 1, 50.0f);
+    auto capped = x, scaled = x;
+    b->scale(matrix(scaled, 3, size), 1.7f);
+    b->soft_cap(matrix(capped, 3, size), 30.0f);
+    for (int64_t i = 0; i < 3 * size; ++i) {
+      ASSERT_EQ(scaled[i], x[i] * 1.7f);
+      ASSERT_NEAR(capped[i], 30.0 * std::tanh(x[i] / 30.0), 1e-5);
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, QkNormNormalisesRunsOfQAndKInPlace) {
+  const auto b = backend();
+  constexpr int64_t kRows = 5, kDim = 20, kQHeads = 6, kKVHeads = 2;
+  constexpr int64_t kWidth = (kQHeads + 2 * kKVHeads) * kDim;
+  AttentionParams params;
+  params.num_q_heads = kQHeads;
+  params.num_kv_heads = kKVHeads;
+  params.head_dim = kDim;
+  const auto q_weight = random_floats(kQHeads * kDim, 2),
+             k_weight = random_floats(kKVHeads * kDim, 3);
+  for (const int64_t heads : {int64_t{1}, kQHeads}) {
+    const int64_t q_run = heads * kDim, k_run = heads == 1 ? kDim : kKVHeads * kDim;
+    const auto before = random_floats(kRows * kWidth, 1, 3.0f);
+    auto qkv = before;
+    b->qk_norm(matrix(qkv, kRows, kWidth), {q_weight.data(), k_weight.data(), q_run, k_run, 1e-5f},
+               params);
+    for (int64_t i = 0; i < kRows * kWidth; ++i) {
+      const int64_t col = i % kWidth, k_col = col - kQHeads * kDim;
+      if (k_col >= kKVHeads * kDim) {
+        ASSERT_EQ(qkv[i], before[i]) << "v is left alone";
+        continue;
+      }
+      const int64_t run = k_col < 0 ? q_run : k_run, at = (k_col < 0 ? col : k_col) % run;
+      double squares = 0;
+      for (int64_t j = i - at; j < i - at + run; ++j) squares += double{before[j]} * before[j];
+      const double weight = (k_col < 0 ? q_weight : k_weight)[at];
+      const double expected =
+          before[i] / std::sqrt(squares / static_cast<double>(run) + 1e-5) * weight;
+      ASSERT_NEAR(qkv[i], expected, 1e-6 * std::abs(expected) + 1e-30);
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, SiluMulIsRightAtTheEnds) {
   const auto b = backend();
   std::vector<float> gate_up = {0.0f, 100.0f, -100.0f, 1e30f, -1e30f, NAN, 1, 1, 1, 1, 1, 1};

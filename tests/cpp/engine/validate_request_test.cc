@@ -132,6 +132,26 @@ TEST_F(ValidateRequestTest, BadWords) {
   refuses("bad_words", [](Request& r) { r.sampling.bad_words = {std::vector<int32_t>(65, 1)}; });
 }
 
+TEST_F(ValidateRequestTest, BansThatLeaveNoTokenToChoose) {
+  std::vector<int32_t> all_but_eos(99);
+  for (int32_t i = 0; i < 99; ++i) all_but_eos[i] = i + 1;
+  const auto stops_at_all = [&](Request& r) { r.sampling.stop_token_ids = all_but_eos; };
+  accepts(stops_at_all);
+  refuses("no token", [&](Request& r) {
+    stops_at_all(r);
+    r.sampling.min_tokens = 1;
+    r.sampling.max_tokens = 2;
+  });
+  refuses("no token", [](Request& r) {
+    r.sampling.allowed_token_ids = {5, 6};
+    r.sampling.bad_words = {{5}, {7, 6}};
+  });
+  accepts([](Request& r) {
+    r.sampling.allowed_token_ids = {5, 6};
+    r.sampling.bad_words = {{5}, {6, 5}};
+  });
+}
+
 TEST_F(ValidateRequestTest, StopAndAllowedIds) {
   accepts([](Request& r) { r.sampling.stop_token_ids.assign(1024, 7); });
   refuses("stop_token_ids", [](Request& r) { r.sampling.stop_token_ids.assign(1025, 7); });

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -165,10 +166,56 @@ class ReferenceBackend : public Backend {
     }
   }
   void silu_mul(TensorView gate_up, TensorView out) override {
-    for (int64_t t = 0; t < out.rows(); ++t) {
-      for (int64_t i = 0; i < out.cols(); ++i) {
-        const float gate = row_of(gate_up, t)[i];
-        row_of(out, t)[i] = gate / (1.0f + std::exp(-gate)) * row_of(gate_up, t)[out.cols() + i];
+    gated_mul(gate_up, out, [](double x) { return x / (1.0 + std::exp(-x)); });
+  }
+  void gelu_tanh_mul(TensorView gate_up, TensorView out) override {
+    gated_mul(gate_up, out, [](double x) {
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    });
+  }
+  void scale(TensorView x, float factor) override {
+    for (int64_t i = 0; i < x.num_elements(); ++i) x.as<float>()[i] *= factor;
+  }
+  void soft_cap(TensorView x, float cap) override {
+    for (int64_t i = 0; i < x.num_elements(); ++i) {
+      x.as<float>()[i] = cap * std::tanh(x.as<float>()[i] / cap);
+    }
+  }
+  void qk_norm(TensorView qkv, const QkNorm& norm, const AttentionParams& params) override {
+    const int64_t q_size = params.num_q_heads * params.head_dim;
+    const int64_t k_size = params.num_kv_heads * params.head_dim;
+    for (int64_t t = 0; t < qkv.rows(); ++t) {
+      for (int64_t i = 0; i < q_size; i += norm.q_run) {
+        const TensorView run =
+            TensorView::matrix(row_of(qkv, t) + i, DType::kFloat32, 1, norm.q_run);
+        rms_norm(run, norm.q_weight, norm.eps, run);
+      }
+      for (int64_t i = 0; i < k_size; i += norm.k_run) {
+        const TensorView run =
+            TensorView::matrix(row_of(qkv, t) + q_size + i, DType::kFloat32, 1, norm.k_run);
+        rms_norm(run, norm.k_weight, norm.eps, run);
+      }
+    }
+  }
+  // Token by token, expert by expert.
+  void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
+               const ExpertScratch& /*scratch*/, TensorView out) override {
+    for (int64_t t = 0; t < x.rows(); ++t) {
+      const float* logits = row_of(router_logits, t);
+      std::vector<int64_t> order(bank.num_experts);
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+      const int64_t count = bank.renormalize ? bank.experts_per_token : bank.num_experts;
+      double total = 0.0;
+      for (int64_t i = 0; i < count; ++i) total += std::exp(double{logits[order[i]]});
+      std::fill_n(row_of(out, t), out.cols(), 0.0f);
+      for (int64_t i = 0; i < bank.experts_per_token; ++i) {
+        const double weight = std::exp(double{logits[order[i]]}) / total;
+        const std::vector<float> y = expert_output(row_of(x, t), bank, order[i]);
+        for (int64_t c = 0; c < out.cols(); ++c) {
+          row_of(out, t)[c] += static_cast<float>(weight * y[c]);
+        }
       }
     }
   }
@@ -202,6 +249,41 @@ class ReferenceBackend : public Backend {
   }
 
  private:
+  template <typename Function>
+  static void gated_mul(TensorView gate_up, TensorView out, const Function& activation) {
+    for (int64_t t = 0; t < out.rows(); ++t) {
+      for (int64_t i = 0; i < out.cols(); ++i) {
+        const float* gate = row_of(gate_up, t);
+        row_of(out, t)[i] = static_cast<float>(activation(gate[i]) * gate[out.cols() + i]);
+      }
+    }
+  }
+
+  // Rows [begin, begin + rows) of a weight times x.
+  static std::vector<float> multiply(const LinearWeight& weight, int64_t begin, int64_t rows,
+                                     const float* x) {
+    const auto& linear = static_cast<const ReferenceLinear&>(weight);
+    std::vector<float> y(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < linear.in; ++i) {
+        sum += double{x[i]} * linear.values[(begin + r) * linear.in + i];
+      }
+      y[r] = static_cast<float>(sum);
+    }
+    return y;
+  }
+
+  static std::vector<float> expert_output(const float* x, const ExpertBank& bank, int64_t expert) {
+    const int64_t inner = bank.down.in_features();
+    const int64_t hidden = bank.gate_up.in_features();
+    std::vector<float> gate_up = multiply(bank.gate_up, expert * 2 * inner, 2 * inner, x);
+    for (int64_t i = 0; i < inner; ++i) {
+      gate_up[i] *= gate_up[inner + i] / (1.0f + std::exp(-gate_up[i]));
+    }
+    return multiply(bank.down, expert * hidden, hidden, gate_up.data());
+  }
+
   static void rotate(float* head, const RopeTable& rope, int32_t position) {
     const int64_t half = rope.rotary_dim / 2;
     for (int64_t i = 0; i < half; ++i) {

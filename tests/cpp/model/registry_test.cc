@@ -52,6 +52,20 @@ TEST(Registry, LlamaAsksForTheTensorsOfItsConfiguration) {
   EXPECT_NE(find(*full, "model.layers.0.mlp.down_proj.bias"), nullptr);
 }
 
+TEST(Registry, EveryNameMakesAModel) {
+  ReferenceBackend backend;
+  const std::vector<std::string> names = architecture_names();
+  EXPECT_TRUE(std::ranges::is_sorted(names));
+  for (const std::string& name : names) {
+    ModelConfig config = tiny_config();
+    config.architecture = name;
+    config.num_experts = 4;
+    config.experts_per_token = 2;
+    config.expert_intermediate_size = 12;
+    EXPECT_NE(find(*create_model(config, backend), "model.embed_tokens.weight"), nullptr) << name;
+  }
+}
+
 TEST(Registry, RefusesSizesThatDoNotFitTogether) {
   ReferenceBackend backend;
   const auto refused = [&](auto change) {
@@ -71,6 +85,9 @@ TEST(Registry, RefusesSizesThatDoNotFitTogether) {
   EXPECT_TRUE(refused([](ModelConfig& c) { c.rope.rotary_dim = 12; }));
   EXPECT_TRUE(refused([](ModelConfig& c) { c.vocab_size = 0; }));
   EXPECT_TRUE(refused([](ModelConfig& c) { c.num_layers = -1; }));
+  EXPECT_TRUE(refused([](ModelConfig& c) { c.sliding_windows = {8}; }));
+  EXPECT_TRUE(refused([](ModelConfig& c) { c.num_experts = 4; }));
+  EXPECT_TRUE(refused([](ModelConfig& c) { c.logits_divisor = 0.0; }));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace octavo::testing {
 namespace {
 
 TEST(RopeTable, PlainFrequenciesFallGeometrically) {
-  const std::vector<float> frequencies = rope_frequencies(RopeConfig{.theta = 10000.0}, 8);
+  const std::vector<float> frequencies = rope_frequencies(RopeConfig{.theta = 10000.0}, 8, 256);
   ASSERT_EQ(frequencies.size(), 4u);
   EXPECT_FLOAT_EQ(frequencies[0], 1.0f);
   EXPECT_FLOAT_EQ(frequencies[1], 0.1f);
@@ -21,7 +21,7 @@ TEST(RopeTable, PlainFrequenciesFallGeometrically) {
 
 TEST(RopeTable, LinearDividesEveryFrequency) {
   const RopeConfig rope{.scaling = RopeScaling::kLinear, .factor = 4.0};
-  EXPECT_FLOAT_EQ(rope_frequencies(rope, 8)[1], 0.025f);
+  EXPECT_FLOAT_EQ(rope_frequencies(rope, 8, 256)[1], 0.025f);
 }
 
 TEST(RopeTable, Llama3KeepsShortWavesAndDividesLongOnes) {
@@ -29,8 +29,8 @@ TEST(RopeTable, Llama3KeepsShortWavesAndDividesLongOnes) {
                         .scaling = RopeScaling::kLlama3,
                         .factor = 8.0,
                         .original_max_position_embeddings = 8192};
-  const std::vector<float> scaled = rope_frequencies(rope, 128);
-  const std::vector<float> plain = rope_frequencies(RopeConfig{.theta = 500000.0}, 128);
+  const std::vector<float> scaled = rope_frequencies(rope, 128, 256);
+  const std::vector<float> plain = rope_frequencies(RopeConfig{.theta = 500000.0}, 128, 256);
   bool met_middle = false;
   for (size_t i = 0; i < plain.size(); ++i) {
     const double wavelength = 2.0 * std::numbers::pi / plain[i];
@@ -50,8 +50,8 @@ TEST(RopeTable, Llama3KeepsShortWavesAndDividesLongOnes) {
 TEST(RopeTable, YarnInterpolatesLowFrequenciesOnly) {
   const RopeConfig rope{
       .scaling = RopeScaling::kYarn, .factor = 4.0, .original_max_position_embeddings = 2048};
-  const std::vector<float> scaled = rope_frequencies(rope, 64);
-  const std::vector<float> plain = rope_frequencies(RopeConfig{}, 64);
+  const std::vector<float> scaled = rope_frequencies(rope, 64, 256);
+  const std::vector<float> plain = rope_frequencies(RopeConfig{}, 64, 256);
   EXPECT_FLOAT_EQ(scaled.front(), plain.front());
   EXPECT_FLOAT_EQ(scaled.back(), plain.back() / 4.0f);
   for (size_t i = 1; i < plain.size(); ++i) EXPECT_LE(scaled[i] / plain[i], 1.0001f);
@@ -81,7 +81,7 @@ TEST(RopeTable, HoldsCosAndSinOfEveryPosition) {
   const RopeTable& table = buffer.table();
   EXPECT_EQ(table.rotary_dim, 6);
   EXPECT_TRUE(table.interleaved);
-  const std::vector<float> frequencies = rope_frequencies(rope, 6);
+  const std::vector<float> frequencies = rope_frequencies(rope, 6, 256);
   for (const int64_t position : {0, 1, 57, 99}) {
     for (int64_t i = 0; i < 3; ++i) {
       const double angle = static_cast<double>(position) * frequencies[i];
@@ -92,7 +92,7 @@ TEST(RopeTable, HoldsCosAndSinOfEveryPosition) {
 }
 
 TEST(RopeTable, RefusesParametersThatMakeNoSense) {
-  const auto frequencies = [](const RopeConfig& rope) { return rope_frequencies(rope, 8); };
+  const auto frequencies = [](const RopeConfig& rope) { return rope_frequencies(rope, 8, 256); };
   EXPECT_THROW(frequencies({.theta = 0.0}), UnsupportedModelError);
   EXPECT_THROW(frequencies({.scaling = RopeScaling::kLinear, .factor = 0.0}),
                UnsupportedModelError);
@@ -103,6 +103,20 @@ TEST(RopeTable, RefusesParametersThatMakeNoSense) {
                             .low_freq_factor = 4.0,
                             .high_freq_factor = 4.0}),
                UnsupportedModelError);
+}
+
+TEST(RopeTable, LongropeTakesTheLongFactorsBeyondTheOriginalContext) {
+  RopeConfig rope{.scaling = RopeScaling::kLongRope,
+                  .factor = 4.0,
+                  .original_max_position_embeddings = 64,
+                  .short_factor = {1.0, 2.0},
+                  .long_factor = {4.0, 8.0}};
+  EXPECT_FLOAT_EQ(rope_frequencies(rope, 4, 64)[1], 0.01f / 2.0f);
+  EXPECT_FLOAT_EQ(rope_frequencies(rope, 4, 65)[1], 0.01f / 8.0f);
+  EXPECT_DOUBLE_EQ(rope_attention_factor(rope), std::sqrt(1.0 + std::log(4.0) / std::log(64.0)));
+  rope.attention_factor = 1.5;
+  EXPECT_DOUBLE_EQ(rope_attention_factor(rope), 1.5);
+  EXPECT_THROW(rope_frequencies(rope, 6, 64), UnsupportedModelError);
 }
 
 }  // namespace

@@ -151,5 +151,17 @@ TEST(Weights, PlansBytesByTheCheckpointsTypes) {
   EXPECT_EQ(bytes, 8 * 4 + 12 * 2 + 5 * 4 + 16 * 4);
 }
 
+TEST(Weights, AnOffsetIsAddedToWhatAVectorsTensorHolds) {
+  ReferenceBackend backend;
+  Weights weights(backend);
+  const VectorId id = weights.declare_vector("norm.weight", 3, 1.0);
+  weights.allocate();
+  const std::vector<float> values = {0.5f, -1.0f, 2.0f};
+  weights.load("norm.weight", {values.data(), DType::kFloat32, 1, 3});
+  EXPECT_EQ(weights[id][0], 1.5f);
+  EXPECT_EQ(weights[id][1], 0.0f);
+  EXPECT_EQ(weights[id][2], 3.0f);
+}
+
 }  // namespace
 }  // namespace octavo::testing

@@ -97,13 +97,20 @@ class CallScanner:
             return
         self._place = "comma"
         if self._key == "name":
-            self.name = self._decode() or None
-            self.is_broken = self.name is None or len(self.name) > _MAX_NAME
+            self._take_name()
         elif (
             self._key in _ARGUMENTS and not self._is_streamed
         ):  # some models write the object as a string
             self._arguments += self._decode() or "{}"
             self._has_arguments = True
+
+    def _take_name(self) -> None:
+        """The first name counts: it may have been given out before another comes."""
+        name = self._decode()
+        if self.name is not None:
+            return
+        self.is_broken = not 0 < len(name) <= _MAX_NAME
+        self.name = None if self.is_broken else name
 
     def _decode(self) -> str:
         try:

@@ -11,6 +11,7 @@ MARK = "[TOOL_CALLS]"
 _ARGS, _CALL_ID = "[ARGS]", "[CALL_ID]"
 _ID_LENGTH = 9  # Mistral's templates refuse any other
 _MAX_NAME = 256
+_MAX_HEAD = 2 * _MAX_NAME  # between the mark and the arguments
 
 
 class MistralParser:
@@ -81,29 +82,22 @@ class MistralParser:
 
     def _read_name(self, text: str, parts: Parts) -> str:
         self._name += text
-        start = self._name.lstrip()
-        if not start:
-            return ""
+        begin, behind = self._name[:_MAX_HEAD], self._name[_MAX_HEAD:]
+        start = begin.lstrip()
         if start.startswith("[") and not _ARGS.startswith(start[: len(_ARGS)]):
             self._place = "array"
-            return start[1:]
-        head, brace, rest = start.partition("{")
-        if not brace:
-            self._refuse_long_name(parts)
+            return start[1:] + behind
+        head, brace, rest = begin.partition("{")
+        if not brace and len(begin) < _MAX_HEAD:
             return ""
         name = head.partition(_CALL_ID)[0].partition(_ARGS)[0].strip()
-        if not name or len(name) > _MAX_NAME:
-            parts.content += MARK + self._name
+        if brace and 0 < len(name) <= _MAX_NAME:
+            parts.calls.append(self._numbers.begin(name))
+            self._arguments, self._place = JsonScanner(), "arguments"
+        else:
+            parts.content += MARK + head
             self._place = "outside"
-            return ""
-        parts.calls.append(self._numbers.begin(name))
-        self._arguments, self._place = JsonScanner(), "arguments"
-        return brace + rest
-
-    def _refuse_long_name(self, parts: Parts) -> None:
-        if len(self._name) > 2 * _MAX_NAME:
-            parts.content += MARK + self._name
-            self._place = "outside"
+        return brace + rest + behind
 
     def _read_arguments(self, text: str, parts: Parts) -> str:
         if self._arguments is None:

@@ -40,11 +40,10 @@ class Content:
 
     def say(self, text: str, parts: Parts) -> None:
         """Add text to parts, now or when more than white space has come."""
-        text, self._held = self._held + text, ""
-        if self._numbers.count and not text.strip():
-            self._held = text
-        else:
-            parts.content += text
+        text = self._held + text
+        certain = text.rstrip() if self._numbers.count else text
+        self._held = text[len(certain) :]
+        parts.content += certain
 
     def forget(self) -> None:
         """Another call begins: what was held back stood only between two calls."""

@@ -35,7 +35,8 @@ class XmlCall:
         self._numbers = numbers
         self._schemas = schemas
         self._types: Mapping[str, Any] = {}
-        self._next = StopMatcher((_FUNCTION,))
+        self._num_matched = 0  # characters of <function=
+        self._next = StopMatcher((_PARAMETER, _FUNCTION_END))
         self._step: Callable[[str, Parts], str] = self._find_function
         self._collected = ""
         self._key = ""
@@ -54,24 +55,27 @@ class XmlCall:
         return text
 
     def _find_function(self, text: str, _: Parts) -> str:
-        blank, found = self._next.feed(text)
-        if blank.strip():
-            self.is_over = True
-            return ""
-        if found is None:
-            return ""
-        self._step = self._read_function
-        return self._next.rest
+        for position, character in enumerate(text):
+            if character == _FUNCTION[self._num_matched]:
+                self._num_matched += 1
+            elif self._num_matched or not character.isspace():
+                self.is_over = True
+                return text[position:]
+            if self._num_matched == len(_FUNCTION):
+                self._step = self._read_function
+                return text[position + 1 :]
+        return ""
 
     def _read_function(self, text: str, parts: Parts) -> str:
         name, is_complete, rest = self._read_name(text)
-        if is_complete:
+        if is_complete and not name:
+            self.is_over = True
+        elif is_complete:
             self.is_call = True
             schema = self._schemas.get(name)
             properties = schema.get("properties") if isinstance(schema, dict) else None
             self._types = properties if isinstance(properties, dict) else {}
             parts.calls.append(self._numbers.begin(name))
-            self._seek((_PARAMETER, _FUNCTION_END))
             self._step = self._find_parameter
         return rest
 
@@ -112,9 +116,11 @@ class XmlCall:
     def _read_name(self, text: str) -> tuple[str, bool, str]:
         """The name up to >, whether it is complete, and the text behind."""
         name, end, rest = text.partition(">")
-        self._collected += name
-        if len(self._collected) > _MAX_NAME:
+        room = _MAX_NAME - len(self._collected)
+        self._collected += name[:room]
+        if len(name) > room:
             self.is_over = True
+            return "", False, text[room:]
         if not end:
             return "", False, ""
         name, self._collected = self._collected.strip(), ""

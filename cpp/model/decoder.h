@@ -1,0 +1,65 @@
+// A stack of decoder layers between an embedding and a head: the loop that every architecture
+// shares. An architecture derives from Decoder, declares its weights in its constructor and says
+// what stands before and after attention.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "model/layers.h"
+#include "model/model.h"
+
+namespace octavo {
+
+class Decoder : public Model {
+ public:
+  using Model::Model;
+
+  int64_t workspace_bytes(int64_t num_tokens) const override;
+  TensorView forward(const ForwardInputs& inputs, KVCache& cache, Workspace& workspace) override;
+  void compute_logits(TensorView hidden, TensorView logits) override;
+
+ protected:
+  // From the embedded tokens in x.residual to what the first layer takes.
+  virtual void begin(Activations& x) = 0;
+  // Queries, keys and values of a layer into x.qkv, not yet rotated.
+  virtual void project_qkv(int64_t layer, Activations& x) = 0;
+  // From x.attended to what the next layer takes; after the last one, the normalised hidden states
+  // into x.normed.
+  virtual void finish_layer(int64_t layer, Activations& x) = 0;
+  // The rotation of a layer.
+  virtual const RopeTable& rope_of(int64_t /*layer*/) const { return rope(); }
+
+  // "model.embed_tokens" before the layers, "model.norm" and "lm_head" after them.
+  void declare_embedding();
+  void declare_head();
+  VectorId declare_norm(std::string name);
+  VectorId final_norm() const { return final_norm_; }
+  static std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer); }
+
+  // Steps of which layers are made.
+  void project(LinearId weight, TensorView x, TensorView out);
+  void norm(TensorView x, VectorId weight, TensorView out);
+  // residual += delta; normed = norm(residual).
+  void add_norm(VectorId weight, Activations& x);
+  // Normalises q and k inside x.qkv, in runs of q_run and k_run elements.
+  struct QkNormWeights {
+    VectorId q;
+    VectorId k;
+    int64_t q_run;
+    int64_t k_run;
+  };
+  void norm_qk(const QkNormWeights& norm, Activations& x);
+  // delta = down(silu(gate(input)) * up(input)).
+  void run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x);
+  // delta = the mixture of experts on input.
+  void run_experts(const ExpertWeights& experts, TensorView input, Activations& x);
+  float eps() const { return static_cast<float>(config().rms_norm_eps); }
+
+ private:
+  LinearId embedding_;
+  VectorId final_norm_;
+  LinearId head_;
+};
+
+}  // namespace octavo

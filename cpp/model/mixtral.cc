@@ -1,0 +1,64 @@
+// Mixtral: Mistral's attention with a mixture of SiLU-gated experts for the MLP; the weights of the
+// chosen ones add up to 1.
+// Source: Jiang et al., "Mixtral of Experts", 2024; Hugging Face transformers, models/mixtral.
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace octavo {
+namespace {
+
+struct Layer {
+  VectorId input_norm;
+  AttentionWeights attention;
+  VectorId post_attention_norm;
+  ExpertWeights experts;
+};
+
+class Mixtral final : public Decoder {
+ public:
+  Mixtral(const ModelConfig& config, Backend& backend) : Decoder(config, backend) {
+    declare_embedding();
+    for (int64_t i = 0; i < config.num_layers; ++i) layers_.push_back(declare_layer(layer_name(i)));
+    declare_head();
+  }
+
+ private:
+  void begin(Activations& x) override { norm(x.residual, layers_[0].input_norm, x.normed); }
+  void project_qkv(int64_t layer, Activations& x) override {
+    project(layers_[layer].attention.qkv, x.normed, x.qkv);
+  }
+  void finish_layer(int64_t layer, Activations& x) override {
+    project(layers_[layer].attention.output, x.attended, x.delta);
+    add_norm(layers_[layer].post_attention_norm, x);
+    run_experts(layers_[layer].experts, x.normed, x);
+    add_norm(next_norm(layer), x);
+  }
+
+  Layer declare_layer(const std::string& name) {
+    Layer layer;
+    layer.input_norm = declare_norm(name + ".input_layernorm");
+    layer.attention = declare_attention(weights(), config(), name + ".self_attn");
+    layer.post_attention_norm = declare_norm(name + ".post_attention_layernorm");
+    layer.experts = declare_experts(weights(), config(), name + ".block_sparse_moe",
+                                    {.gate = "w1", .up = "w3", .down = "w2"});
+    return layer;
+  }
+
+  VectorId next_norm(int64_t layer) const {
+    return layer + 1 == config().num_layers ? final_norm() : layers_[layer + 1].input_norm;
+  }
+
+  std::vector<Layer> layers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Model> create_mixtral(const ModelConfig& config, Backend& backend) {
+  return std::make_unique<Mixtral>(config, backend);
+}
+
+}  // namespace octavo

@@ -1,0 +1,37 @@
+"""Every input that fuzzing has kept, and some that nobody has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuzz.targets import TARGETS
+
+CORPUS = Path(__file__).with_name("corpus")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_kept_inputs(name: str) -> None:
+    kept = sorted((CORPUS / name).iterdir())
+    assert kept
+    for path in kept:
+        try:
+            TARGETS[name](path.read_bytes())
+        except BaseException as error:
+            raise AssertionError(f"{path}: {error!r}") from error
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_inputs(name: str) -> None:
+    kept = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.sampled_from(kept), st.integers(0, 1 << 16), st.binary(max_size=8))
+    def change(data: bytes, place: int, new: bytes) -> None:
+        place %= len(data) + 1
+        TARGETS[name](data[:place] + new + data[place + len(new) :])
+
+    change()
