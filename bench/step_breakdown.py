@@ -1,11 +1,12 @@
-"""Where a decode step's time goes: kernels, gaps between them, and the host.
+"""Where a step's time goes: kernels, gaps between them, and the host.
 
     python bench/step_breakdown.py DIR [--batch 1,64,256] [octavo serve's options]
 
-For each batch size, sequences of 128 tokens in and 128 out run once by themselves, for the time of
-a step and of the engine thread, and once under torch's profiler, for what the GPU does meanwhile.
-"Kernels" is the union of their intervals, for programmatic launches overlap; "gaps" is the rest
-of the time from the first kernel to the last. The engine thread's time is what it does not wait.
+For each batch size, sequences of 128 tokens in and 256 out: their decode steps are timed while they
+all run, and once more under torch's profiler, for what the GPU does meanwhile. The last row is a
+workload of ShareGPT-like lengths, whose steps are of decodes and prefills mixed. "Kernels" is the
+union of their intervals, for programmatic launches overlap; "gaps" is the rest of the time from the
+first kernel to the last. The engine thread's time is what it does not wait.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import json
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,44 +26,58 @@ from torch.profiler import ProfilerActivity, profile
 
 from octavo import config
 from octavo.bench import offline
-from octavo.bench.workloads import fixed
+from octavo.bench.workloads import fixed, sharegpt_like
 
 if TYPE_CHECKING:
     from octavo.bench.offline import OfflineEngine
+    from octavo.bench.workloads import Item
 
-PROMPT_LEN, OUTPUT_LEN = 128, 128
+PROMPT_LEN, OUTPUT_LEN = 128, 256
+MIXED_REQUESTS = 400
 NUM_NAMES = 8
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
-def measure(engine: OfflineEngine, batch: int) -> dict[str, float]:
-    """Milliseconds a decode step, and microseconds of the engine thread's."""
-    engine.run(fixed(batch, PROMPT_LEN, 8, seed=1))
-    short = engine.run(fixed(batch, PROMPT_LEN, 1, seed=2))
-    whole = engine.run(fixed(batch, PROMPT_LEN, OUTPUT_LEN, seed=2))
-    steps = whole.stats["num_steps"] - short.stats["num_steps"]
+def measure(engine: OfflineEngine, items: list[Item], batch: int) -> dict[str, float]:
+    """Milliseconds a step, and microseconds of the engine thread's, while `batch` sequences run."""
+    before = engine.stats()["num_generation_tokens"]
+    runner = threading.Thread(target=engine.run, args=(items,))
+    runner.start()
+    begin = when(engine, before + 16 * batch)
+    end = when(engine, before + 200 * batch)
+    runner.join()
+    steps = end["num_steps"] - begin["num_steps"]
 
     def per_step(name: str) -> float:
-        return (whole.stats[name] - short.stats[name]) / steps
+        return (end[name] - begin[name]) / steps
 
     return {
-        "step_ms": (whole.seconds - short.seconds) / steps * 1e3,
+        "step_ms": per_step("time_s") * 1e3,
         "host_us": (per_step("step_seconds") - per_step("wait_seconds")) * 1e6,
         "launch_us": (per_step("device_seconds") - per_step("wait_seconds")) * 1e6,
     }
 
 
-def trace(engine: OfflineEngine, batch: int) -> list[dict[str, Any]]:
-    """What the GPU did in the second half of a run, by time of its start."""
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        engine.run(fixed(batch, PROMPT_LEN, OUTPUT_LEN, seed=3))
+def when(engine: OfflineEngine, num_tokens: float) -> dict[str, float]:
+    """The engine's counters once it has generated so many tokens, and the time."""
+    while True:
+        stats = engine.stats()
+        if stats["num_generation_tokens"] >= num_tokens:
+            return {**stats, "time_s": time.perf_counter()}
+        time.sleep(0.001)
+
+
+def trace(engine: OfflineEngine, items: list[Item]) -> list[dict[str, Any]]:
+    """What the GPU did in the middle half of a run, by time of its start."""
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        engine.run(items)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     spans = sorted((e for e in events if e.get("cat") in ON_DEVICE), key=lambda e: e["ts"])
-    return spans[len(spans) // 2 :]
+    return spans[len(spans) // 4 : len(spans) * 3 // 4]
 
 
 def busy_us(spans: list[dict[str, Any]]) -> float:
@@ -73,15 +90,16 @@ def busy_us(spans: list[dict[str, Any]]) -> float:
     return total
 
 
-def report(engine: OfflineEngine, batch: int) -> None:
+def report(engine: OfflineEngine, name: str, items: list[Item], batch: int) -> None:
     """Print one row, and the kernels that take the longest."""
-    figures = measure(engine, batch)
-    spans = trace(engine, batch)
+    engine.run(items)
+    figures = measure(engine, items, batch)
+    spans = trace(engine, items)
     length = spans[-1]["ts"] + spans[-1]["dur"] - spans[0]["ts"]
     share = busy_us(spans) / length
     steps = sum("unpack_kernel" in span["name"] for span in spans)
     print(
-        f"| {batch} | {figures['step_ms']:.3f} | {share * length / steps * 1e-3:.3f} | "
+        f"| {name} | {figures['step_ms']:.3f} | {share * length / steps * 1e-3:.3f} | "
         f"{(1 - share) * length / steps:.1f} | {figures['host_us']:.1f} | "
         f"{figures['launch_us']:.1f} |",
         flush=True,
@@ -89,12 +107,12 @@ def report(engine: OfflineEngine, batch: int) -> None:
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for span in spans:
-        name = span["name"].replace("void ", "").replace("octavo::cuda::", "")[:60]
-        times[name] += span["dur"]
-        counts[name] += 1
-    for name, us in times.most_common(NUM_NAMES):
-        each = f"{us / counts[name]:.1f} us, {counts[name] / steps:.1f}"
-        print(f"    {us / steps:9.1f} us a step  {each:20}  {name}", file=sys.stderr)
+        kernel = span["name"].replace("void ", "").replace("octavo::cuda::", "")[:60]
+        times[kernel] += span["dur"]
+        counts[kernel] += 1
+    for kernel, us in times.most_common(NUM_NAMES):
+        each = f"{us / counts[kernel]:.1f} us, {counts[kernel] / steps:.1f}"
+        print(f"    {us / steps:9.1f} us a step  {each:20}  {kernel}", file=sys.stderr)
 
 
 def main() -> None:
@@ -108,7 +126,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     with offline.load(config.ServeConfig.from_cli_args(arguments)) as engine:
         for batch in batches:
-            report(engine, batch)
+            items = fixed(batch, PROMPT_LEN, OUTPUT_LEN, seed=batch)
+            report(engine, str(batch), items, batch)
+        report(engine, "mixed", sharegpt_like(MIXED_REQUESTS), MIXED_REQUESTS // 4)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 #include "cuda/cublas_lt.h"
 
+#include <algorithm>
+
 #include "base/errors.h"
 #include "cuda/cublas_lt_library.h"
 
@@ -8,6 +10,7 @@ namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA advises for Hopper
 constexpr int64_t kInvariantRows = 512;
+constexpr int64_t kPieceRows = 4096;  // of a long x: it stays in the L2 cache
 
 cudaDataType cuda_type(DType dtype) {
   switch (dtype) {
@@ -17,6 +20,8 @@ cudaDataType cuda_type(DType dtype) {
       return CUDA_R_16F;
     case DType::kBFloat16:
       return CUDA_R_16BF;
+    case DType::kFloat8E4M3:
+      return CUDA_R_8F_E4M3;
     default:
       break;
   }
@@ -31,6 +36,12 @@ int64_t planned_rows(const DeviceContext& context, int64_t rows) {
   constexpr int64_t kStep = 256;
   if (context.batch_invariant) return kInvariantRows;
   return rows <= kExactRows ? rows : (rows + kStep - 1) / kStep * kStep;
+}
+
+TensorView rows_of(TensorView view, int64_t begin, int64_t count) {
+  TensorView rows = view.first_rows(count);
+  rows.data = view.as<std::byte>() + dtype_bytes(view.dtype, begin * view.row_stride);
+  return rows;
 }
 
 }  // namespace
@@ -91,8 +102,10 @@ Gemm::Gemm(const DeviceContext&)
 
 Gemm::~Gemm() = default;
 
-Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weight, const void* bias,
+Gemm::Product& Gemm::find_product(const DeviceContext& context, const LinearOperand& operand,
                                   TensorView x, TensorView out) {
+  const TensorView& weight = operand.matrix;
+  const void* bias = operand.bias;
   const int64_t rows = planned_rows(context, x.rows());
   const Key key{rows,           weight.rows(), weight.cols(), x.row_stride,
                 out.row_stride, x.dtype,       out.dtype,     bias != nullptr};
@@ -106,6 +119,12 @@ Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weigh
   if (bias != nullptr) {
     lt.set_desc(product->desc, kLtEpilogue, &kLtEpilogueBias, sizeof(kLtEpilogueBias));
     lt.set_desc(product->desc, kLtBiasPointer, &bias, sizeof(bias));
+  }
+  if (operand.scales != nullptr) {
+    lt.set_desc(product->desc, kLtScaleModeA, &kLtScalePerRow, sizeof(kLtScalePerRow));
+    lt.set_desc(product->desc, kLtScaleModeB, &kLtScalePerRow, sizeof(kLtScalePerRow));
+    lt.set_desc(product->desc, kLtScaleA, &operand.scales, sizeof(operand.scales));
+    lt.set_desc(product->desc, kLtScaleB, &operand.scales, sizeof(operand.scales));
   }
   const cudaDataType type = cuda_type(x.dtype);
   check_lt(
@@ -121,22 +140,36 @@ Gemm::Product& Gemm::find_product(const DeviceContext& context, TensorView weigh
   return *slot;
 }
 
-void Gemm::run(const DeviceContext& context, TensorView weight, const void* bias, TensorView x,
-               TensorView out) {
-  check(weight.dtype == x.dtype && weight.cols() == x.cols() && weight.rows() == out.cols() &&
-            x.rows() == out.rows(),
-        "gemm: shape");
-  if (x.rows() == 0) return;
-  Product& product = find_product(context, weight, bias, x, out);
+void Gemm::run_piece(const DeviceContext& context, const LinearOperand& weight, TensorView x,
+                     TensorView out, const float* x_scales) {
+  Product& product = find_product(context, weight, x, out);
   product.set_rows(x.rows());
   const CublasLtLibrary& lt = *library_;
+  const void* bias = weight.bias;
   if (bias != nullptr) lt.set_desc(product.desc, kLtBiasPointer, &bias, sizeof(bias));
+  if (weight.scales != nullptr) {
+    lt.set_desc(product.desc, kLtScaleA, &weight.scales, sizeof(weight.scales));
+    lt.set_desc(product.desc, kLtScaleB, &x_scales, sizeof(x_scales));
+  }
   const float one = 1.0f;
   const float zero = 0.0f;
-  check_lt(lt.matmul(lt.handle(), product.desc, &one, weight.data, product.weight, x.data,
+  check_lt(lt.matmul(lt.handle(), product.desc, &one, weight.matrix.data, product.weight, x.data,
                      product.x, &zero, out.data, product.out, out.data, product.out,
                      &product.algorithm, workspace_.data(), kWorkspaceBytes, context.stream),
            "cublasLtMatmul");
+}
+
+void Gemm::run(const DeviceContext& context, const LinearOperand& weight, TensorView x,
+               TensorView out, const float* x_scales) {
+  check(weight.matrix.dtype == x.dtype && weight.matrix.cols() == x.cols() &&
+            weight.matrix.rows() == out.cols() && x.rows() == out.rows() &&
+            (weight.scales != nullptr) == (x_scales != nullptr),
+        "gemm: shape");
+  for (int64_t begin = 0; begin < x.rows(); begin += kPieceRows) {
+    const int64_t rows = std::min(kPieceRows, x.rows() - begin);
+    run_piece(context, weight, rows_of(x, begin, rows), rows_of(out, begin, rows),
+              x_scales == nullptr ? nullptr : x_scales + begin);
+  }
 }
 
 }  // namespace octavo::cuda

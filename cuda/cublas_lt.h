@@ -10,6 +10,7 @@
 #include "base/tensor_view.h"
 #include "cuda/common/device_context.h"
 #include "cuda/common/memory.h"
+#include "cuda/linear_operand.h"
 
 namespace octavo::cuda {
 
@@ -22,18 +23,21 @@ class Gemm {
   explicit Gemm(const DeviceContext& context);
   ~Gemm();
 
-  // out = x weight^T + bias. weight [N, K] and bias [N] (or null) of x's half type; x [M, K], out
-  // [M, N] of that type or, without bias, float32; rows of x and out may be strided.
-  void run(const DeviceContext& context, TensorView weight, const void* bias, TensorView x,
-           TensorView out);
+  // out = x weight^T + bias. x [M, K] of the matrix's type; out [M, N] of x's type or, without
+  // bias, float32; rows of x and out may be strided. With an fp8 matrix x is fp8 too, `x_scales`
+  // [M] holds its scales, out is of a half type, and K and N are multiples of 16.
+  void run(const DeviceContext& context, const LinearOperand& weight, TensorView x, TensorView out,
+           const float* x_scales = nullptr);
 
  private:
   struct Product;
   // Rows (rounded up above 512), N, K, row strides and types of x and out, bias.
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool>;
 
-  Product& find_product(const DeviceContext& context, TensorView weight, const void* bias,
-                        TensorView x, TensorView out);
+  void run_piece(const DeviceContext& context, const LinearOperand& weight, TensorView x,
+                 TensorView out, const float* x_scales);
+  Product& find_product(const DeviceContext& context, const LinearOperand& weight, TensorView x,
+                        TensorView out);
 
   std::unique_ptr<CublasLtLibrary> library_;
   DeviceMemory workspace_;

@@ -30,7 +30,17 @@ inline constexpr int kLtCompute32F = 68;
 inline constexpr int32_t kLtTranspose = 1;
 inline constexpr uint32_t kLtEpilogueBias = 4;
 
-enum LtMatmulAttribute { kLtTransA = 3, kLtEpilogue = 7, kLtBiasPointer = 8 };
+inline constexpr int32_t kLtScalePerRow = 3;  // of A or of B: a float a row
+
+enum LtMatmulAttribute {
+  kLtTransA = 3,
+  kLtEpilogue = 7,
+  kLtBiasPointer = 8,
+  kLtScaleA = 17,
+  kLtScaleB = 18,
+  kLtScaleModeA = 31,
+  kLtScaleModeB = 32
+};
 enum LtLayoutAttribute { kLtColumns = 3 };
 enum LtPreferenceAttribute { kLtMaxWorkspaceBytes = 1, kLtReductionSchemeMask = 3 };
 

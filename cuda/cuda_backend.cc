@@ -18,13 +18,14 @@
 #include "cuda/gelu_tanh_mul.h"
 #include "cuda/kv_cache.h"
 #include "cuda/qk_norm.h"
+#include "cuda/quantize.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
 #include "cuda/scale.h"
 #include "cuda/silu_mul.h"
-#include "cuda/skinny_linear.h"
 #include "cuda/staging.h"
+#include "cuda/stream_linear.h"
 #include "cuda/unpack_inputs.h"
 #include "cuda/weights.h"
 
@@ -79,14 +80,19 @@ class CudaBackend : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options)
       : activation_dtype_(options.weight_dtype),
+        has_fp8_(options.quantization == "fp8"),
         enforce_eager_(options.enforce_eager),
         device_(select_device(options.device)),
         context_(make_context(device_, stream_, options.batch_invariant)),
         uploader_(device_),
         gemm_(context_),
+        stream_linear_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
       throw ConfigError("the CUDA backend computes in bfloat16 or float16");
+    }
+    if (!options.quantization.empty() && !has_fp8_) {
+      throw ConfigError("the CUDA backend quantises to fp8, not to " + options.quantization);
     }
     cudaDeviceProp properties{};
     check_cuda(cudaGetDeviceProperties(&properties, device_));
@@ -129,9 +135,17 @@ class CudaBackend : public Backend {
     return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features,
                                               has_bias);
   }
+  std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
+                                                  bool has_bias) override {
+    check_cuda(cudaSetDevice(device_));
+    const bool is_fp8 = has_fp8_ && in_features % 16 == 0 && out_features % 16 == 0;
+    return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features,
+                                              has_bias, is_fp8);
+  }
   void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
     const CudaLinearWeight& target = as_cuda(weight);
     check(view.cols == target.in_features(), "load_rows: columns");
+    if (target.is_fp8()) return load_fp8(target, row_begin, view);
     uploader_.upload(target.rows_at(row_begin, view.rows), target.dtype(), view);
   }
   void load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
@@ -161,14 +175,20 @@ class CudaBackend : public Backend {
   }
   void add(TensorView residual, TensorView delta) override { cuda::add(context_, residual, delta); }
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
-    const CudaLinearWeight& w = as_cuda(weight);
-    const bool is_skinny = x.rows() <= kMaxSkinnyRows && !context_.batch_invariant &&
-                           x.cols() % 8 == 0 && x.row_stride % 8 == 0;
-    if (is_skinny) {
-      skinny_linear(context_, w.matrix(), w.bias(), x, out);
+    const LinearOperand w = as_cuda(weight).operand();
+    if (streams(x) && out.cols() % 2 == 0) {
+      stream_linear_.run(context_, w, x, out);
+    } else if (w.scales != nullptr) {
+      const QuantizedRows rows = quantize(x);
+      gemm_.run(context_, w, rows.matrix, out, rows.scales);
     } else {
-      gemm_.run(context_, w.matrix(), w.bias(), x, out);
+      gemm_.run(context_, w, x, out);
     }
+  }
+  void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                    TensorView out) override {
+    if (!streams(x) || out.cols() % 8 != 0) return Backend::gated_linear(weight, x, gate_up, out);
+    stream_linear_.run_gated(context_, as_cuda(weight).operand(), x, out);
   }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
@@ -253,6 +273,37 @@ class CudaBackend : public Backend {
             static_cast<int>(bank.experts_per_token)};
   }
 
+  bool streams(TensorView x) const { return !context_.batch_invariant && StreamLinear::accepts(x); }
+
+  void load_fp8(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {
+    check_cuda(cudaSetDevice(device_));
+    const DeviceMemory staged(dtype_bytes(activation_dtype_, view.rows * view.cols));
+    uploader_.upload(staged.data(), activation_dtype_, view);
+    quantize_rows(context_,
+                  TensorView::matrix(staged.data(), activation_dtype_, view.rows, view.cols),
+                  target.rows(row_begin, view.rows), target.scales() + row_begin);
+    stream_.synchronize();
+  }
+
+  // Activations as fp8. Memory that a captured graph may use is kept when more is needed.
+  struct QuantizedRows {
+    TensorView matrix;
+    float* scales;
+  };
+  QuantizedRows quantize(TensorView x) {
+    const int64_t scale_bytes = (x.rows() * 4 + 255) / 256 * 256;
+    const int64_t size_bytes = scale_bytes + x.rows() * x.cols();
+    if (quantized_.empty() || quantized_.back().size_bytes() < size_bytes) {
+      quantized_.emplace_back(size_bytes);
+    }
+    const DeviceMemory& memory = quantized_.back();
+    const QuantizedRows rows{
+        TensorView::matrix(memory.as() + scale_bytes, DType::kFloat8E4M3, x.rows(), x.cols()),
+        memory.as<float>()};
+    quantize_rows(context_, x, rows.matrix, rows.scales);
+    return rows;
+  }
+
   // Weights and caches given to this backend are its own.
   static const CudaLinearWeight& as_cuda(const LinearWeight& weight) {
     return static_cast<const CudaLinearWeight&>(weight);
@@ -262,6 +313,7 @@ class CudaBackend : public Backend {
   }
 
   const DType activation_dtype_;
+  const bool has_fp8_;
   const bool enforce_eager_;
   const int device_;
   Stream stream_;
@@ -270,6 +322,8 @@ class CudaBackend : public Backend {
   StagingRing staging_;
   WeightUploader uploader_;
   Gemm gemm_;
+  StreamLinear stream_linear_;
+  std::vector<DeviceMemory> quantized_;
   Attention attention_;
   Sampler sampler_;
   std::vector<Graph> graphs_;

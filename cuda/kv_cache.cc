@@ -51,33 +51,18 @@ KVLayer CudaKVCache::layer(int64_t index) const {
 }
 
 void CudaKVCache::encode_tensor_map() {
-  constexpr cuuint32_t kBoxColumns = 64;  // 128 bytes: the span of the swizzle
-  constexpr cuuint32_t kMaxBoxRows = 128;
+  constexpr int64_t kBoxColumns = 64;  // 128 bytes: the span of the swizzle
+  constexpr int64_t kMaxBoxRows = 128;
   const int64_t rows = 2 * spec_.num_layers * rows_per_half();
   const bool fits = dtype_info(spec_.dtype).block_bytes == 2 && spec_.head_dim % kBoxColumns == 0 &&
                     std::has_single_bit(static_cast<uint64_t>(spec_.block_size)) &&
                     rows <= std::numeric_limits<int32_t>::max();
   if (!fits) return;
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                              cudaEnableDefault, &found));
-  if (entry == nullptr || found != cudaDriverEntryPointSuccess) return;
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-
-  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(spec_.head_dim),
-                              static_cast<cuuint64_t>(rows)};
-  const cuuint64_t row_bytes = dims[0] * 2;
-  const cuuint32_t box[2] = {
-      kBoxColumns, std::min<cuuint32_t>(static_cast<cuuint32_t>(spec_.block_size), kMaxBoxRows)};
-  const cuuint32_t element_strides[2] = {1, 1};
-  const CUtensorMapDataType type = spec_.dtype == DType::kBFloat16
-                                       ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  has_tensor_map_ =
-      encode(&tensor_map_, type, 2, memory_.data(), dims, &row_bytes, box, element_strides,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  TensorBox tensor{.data = memory_.data(), .dtype = spec_.dtype};
+  tensor.sizes = {spec_.head_dim, rows};
+  tensor.strides = {1, spec_.head_dim};
+  tensor.box = {kBoxColumns, std::min(spec_.block_size, kMaxBoxRows)};
+  tensor_map_ = make_tensor_map(tensor);
 }
 
 }  // namespace octavo::cuda

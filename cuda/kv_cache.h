@@ -1,11 +1,12 @@
 // The paged cache of keys and values on the device.
 #pragma once
 
-#include <cuda.h>
+#include <optional>
 
 #include "backend/backend.h"
 #include "cuda/common/device_context.h"
 #include "cuda/common/memory.h"
+#include "cuda/common/tensor_map.h"
 
 namespace octavo::cuda {
 
@@ -35,7 +36,7 @@ class CudaKVCache : public KVCache {
   // (2 * layer + is_value) * rows_per_half() + (block * num_kv_heads + kv_head) * block_size +
   // offset. Null where the layout has none: 8-bit elements, or a block size that is not a power of
   // two.
-  const CUtensorMap* tensor_map() const { return has_tensor_map_ ? &tensor_map_ : nullptr; }
+  const CUtensorMap* tensor_map() const { return tensor_map_ ? &*tensor_map_ : nullptr; }
   int64_t rows_per_half() const { return spec_.num_blocks * spec_.num_kv_heads * spec_.block_size; }
 
  private:
@@ -43,8 +44,7 @@ class CudaKVCache : public KVCache {
 
   KVCacheSpec spec_;
   DeviceMemory memory_;
-  CUtensorMap tensor_map_{};
-  bool has_tensor_map_ = false;
+  std::optional<CUtensorMap> tensor_map_;
 };
 
 }  // namespace octavo::cuda

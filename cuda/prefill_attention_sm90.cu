@@ -1,4 +1,4 @@
-// Flash attention for sm_90a. One warp of the first warpgroup feeds a ring of key and value tiles
+// Flash attention for sm_90a. Two warps of the first warpgroup feed rings of key and of value tiles
 // through the bulk tensor copy engine, one box a cache block; two consumer warpgroups take 64
 // packed (token, head) rows each. S = Q K^T of the next tile is issued before O += P V of this one,
 // so the tensor cores work while the exponentials of a tile are computed. Shared memory, 128-byte
@@ -92,8 +92,8 @@ __device__ Tile find_tile(const Args& args, int num_splits) {
   return tile;
 }
 
-// One warp: copies key and value tiles into the ring. Each lane owns a box of the tile, 64 columns
-// of the keys of one cache block, and looks its block up one tile ahead.
+// One warp each: copy key tiles, and value tiles, into their rings. Each lane owns a box of the
+// tile, 64 columns of the keys of one cache block, and looks its block up one tile ahead.
 template <typename T, int kDim>
 struct Producer {
   using L = Layout<kDim>;
@@ -153,24 +153,35 @@ struct Producer {
     if (lane == 0) barrier_arrive(full);
   }
 
-  __device__ void run() const {
+  // Calls f(stage, key, row) for each tile, once its stage is free.
+  template <typename F>
+  __device__ void for_each_tile(uint32_t first_empty, F&& f) const {
     int key = tile.first_key_tile * kKeys;
     int next_row = find_row(key);
     for (int i = 0; i < tile.num_key_tiles; ++i, key += kKeys) {
       const int stage = i % kStages;
-      const int free_parity = (i / kStages + 1) % 2;
       const int row = next_row;
       next_row = find_row(key + kKeys);
-      barrier_wait(barriers.keys_empty(stage), free_parity);
+      barrier_wait(first_empty + stage * 8, (i / kStages + 1) % 2);
+      f(stage, key, row);
+    }
+  }
+
+  __device__ void copy_keys() const {
+    for_each_tile(barriers.keys_empty(0), [&](int stage, int key, int row) {
       copy(shared + L::kKeysAt + stage * L::kTileBytes, barriers.keys_full(stage), key, row);
-      barrier_wait(barriers.values_empty(stage), free_parity);
+    });
+  }
+
+  __device__ void copy_values() const {
+    for_each_tile(barriers.values_empty(0), [&](int stage, int key, int row) {
       const uint32_t values = shared + L::kValuesAt + stage * L::kTileBytes;
       if (key + kKeys > tile.seq_len) {
         copy_last_values(values, barriers.values_full(stage), key, row + rows_per_half);
       } else {
         copy(values, barriers.values_full(stage), key, row + rows_per_half);
       }
-    }
+    });
   }
 };
 
@@ -434,16 +445,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = threadIdx.x / kGroupThreads;
   if (warpgroup == 0) {
     give_registers<24>();
-    if (threadIdx.x < kWarpSize) {
-      Producer<T, kDim>{.args = args,
-                        .tile = tile,
-                        .map = &map,
-                        .barriers = barriers,
-                        .shared = shared,
-                        .first_row = 2 * layer * rows_per_half,
-                        .rows_per_half = rows_per_half,
-                        .lane = static_cast<int>(threadIdx.x)}
-          .run();
+    const Producer<T, kDim> producer{.args = args,
+                                     .tile = tile,
+                                     .map = &map,
+                                     .barriers = barriers,
+                                     .shared = shared,
+                                     .first_row = 2 * layer * rows_per_half,
+                                     .rows_per_half = rows_per_half,
+                                     .lane = static_cast<int>(threadIdx.x) % kWarpSize};
+    if (threadIdx.x / kWarpSize == 0) {
+      producer.copy_keys();
+    } else if (threadIdx.x / kWarpSize == 1) {
+      producer.copy_values();
     }
   } else {
     take_registers<240>();

@@ -52,16 +52,17 @@ void convert(const WeightView& view, int64_t begin, int64_t count, DType dtype, 
 }  // namespace
 
 CudaLinearWeight::CudaLinearWeight(DType dtype, int64_t out_features, int64_t in_features,
-                                   bool has_bias)
+                                   bool has_bias, bool is_fp8)
     : dtype_(dtype),
       out_features_(out_features),
       in_features_(in_features),
-      matrix_(dtype_bytes(dtype, out_features * in_features)),
-      bias_(has_bias ? dtype_bytes(dtype, out_features) : 0) {}
+      matrix_(dtype_bytes(is_fp8 ? DType::kFloat8E4M3 : dtype, out_features * in_features)),
+      bias_(has_bias ? dtype_bytes(dtype, out_features) : 0),
+      scales_(is_fp8 ? out_features * static_cast<int64_t>(sizeof(float)) : 0) {}
 
 void* CudaLinearWeight::rows_at(int64_t begin, int64_t count) const {
   check(begin >= 0 && begin + count <= out_features_, "rows outside the weight");
-  return matrix_.as() + dtype_bytes(dtype_, begin * in_features_);
+  return matrix_.as() + dtype_bytes(matrix_dtype(), begin * in_features_);
 }
 
 void* CudaLinearWeight::bias_at(int64_t begin, int64_t count) const {

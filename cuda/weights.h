@@ -9,34 +9,45 @@
 #include "backend/backend.h"
 #include "cuda/common/memory.h"
 #include "cuda/common/stream.h"
+#include "cuda/linear_operand.h"
 
 namespace octavo::cuda {
 
-// [out_features, in_features] row-major and [out_features], both of one half type.
+// [out_features, in_features] row-major and [out_features], both of one half type; or the matrix in
+// fp8 with a scale a row, see quantize.h.
 class CudaLinearWeight : public LinearWeight {
  public:
-  CudaLinearWeight(DType dtype, int64_t out_features, int64_t in_features, bool has_bias);
+  CudaLinearWeight(DType dtype, int64_t out_features, int64_t in_features, bool has_bias,
+                   bool is_fp8 = false);
 
   int64_t out_features() const override { return out_features_; }
   int64_t in_features() const override { return in_features_; }
-  int64_t size_bytes() const override { return matrix_.size_bytes() + bias_.size_bytes(); }
-
-  DType dtype() const { return dtype_; }
-  TensorView matrix() const {
-    return TensorView::matrix(matrix_.data(), dtype_, out_features_, in_features_);
+  int64_t size_bytes() const override {
+    return matrix_.size_bytes() + bias_.size_bytes() + scales_.size_bytes();
   }
-  const void* bias() const { return bias_.data(); }
+
+  DType dtype() const { return dtype_; }  // of the bias, and of a matrix that is not fp8
+  bool is_fp8() const { return scales_.size_bytes() > 0; }
+  TensorView matrix() const { return rows(0, out_features_); }
+  TensorView rows(int64_t begin, int64_t count) const {
+    return TensorView::matrix(rows_at(begin, count), matrix_dtype(), count, in_features_);
+  }
+  float* scales() const { return scales_.as<float>(); }
+  LinearOperand operand() const { return {matrix(), bias_.data(), scales()}; }
 
   // Addresses of row `begin`, checked to hold `count` rows.
   void* rows_at(int64_t begin, int64_t count) const;
   void* bias_at(int64_t begin, int64_t count) const;
 
  private:
+  DType matrix_dtype() const { return is_fp8() ? DType::kFloat8E4M3 : dtype_; }
+
   DType dtype_;
   int64_t out_features_;
   int64_t in_features_;
   DeviceMemory matrix_;
   DeviceMemory bias_;
+  DeviceMemory scales_;
 };
 
 // Copies host tensors to the device through pinned memory, converting to the type wanted. Safe to

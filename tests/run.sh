@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
 # Builds Octavo in a clean virtual environment and runs every check on what was built.
 #
-#   tests/run.sh                 lint, types, cpp, python
+#   tests/run.sh                 lint, types, cpp, replay, python
 #   tests/run.sh --install       the same, after installing the Debian packages that they need
 #   tests/run.sh --keep STAGE…   some stages, in the environment that an earlier run left
 #
-# Stages: lint types cpp tidy python clients fuzz. Three of them take minutes and run only when they are named: tidy (clang-tidy), clients
-# (API clients that need environments of their own) and fuzz (schemathesis at length). The Python tests see the installed package, not python/.
+# Stages: lint types cpp replay python. The Python tests see the installed package, not python/.
+# Only when they are named, because they take minutes to hours:
+#
+#   tidy       clang-tidy
+#   clients    API clients that need environments of their own
+#   sanitize   the C++ tests under ASan and UBSan, then under TSan
+#   fuzz       libFuzzer and atheris, FUZZ_SECONDS (600) a target; schemathesis at length
+#   faults     tests/faults with all counts as in its README
+#   odd        100,000 odd requests
+#   overload   ten times the capacity for a minute
+#   soak       SOAK_MINUTES (60) of mixed load; TRACE may name a CSV of lengths
+#
 # Everything is written below build/. Compiled objects are reused through ccache where it exists.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -67,6 +77,78 @@ cpp() {
   ctest --test-dir "$cpp_build" --output-on-failure --no-tests=error
 }
 
+# The cheap part of `sanitize`: what fuzzing has kept, under ASan and UBSan.
+replay() {
+  title 'replay: fuzz corpora under ASan and UBSan'
+  sanitized address,undefined
+  cmake --build build/test-address --target fuzz_gguf fuzz_scheduler | tail -n 5
+  ctest --test-dir build/test-address -R '^fuzz_' --output-on-failure --no-tests=error
+}
+
+sanitized() {
+  local build=build/test-${1%,*}
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTAVO_SANITIZE="$1" \
+    -DOCTAVO_BUILD_TESTS=ON -DOCTAVO_BUILD_PYTHON=OFF -DOCTAVO_CUDA=OFF >"$build.log" ||
+    { cat "$build.log"; return 1; }
+}
+
+sanitize() {
+  for kind in address,undefined thread; do
+    title "sanitize: $kind"
+    sanitized "$kind"
+    cmake --build "build/test-${kind%,*}" | tail -n 5
+    ctest --test-dir "build/test-${kind%,*}" --output-on-failure --no-tests=error
+  done
+}
+
+fuzz_bytes() {
+  local clang='' seconds=${FUZZ_SECONDS:-600}
+  for version in 19 18 17 16; do
+    [[ -n $clang ]] || clang=$(command -v "clang++-$version" || true)
+  done
+  [[ -n $clang ]] || { echo 'fuzz: needs clang-16 or newer and libclang-rt-16-dev' >&2; return 1; }
+  title "fuzz: libFuzzer, $seconds s a target"
+  cmake -S . -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER="$clang" -DCMAKE_CXX_FLAGS=-Wno-error \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTAVO_FUZZ=ON -DOCTAVO_SANITIZE=address,undefined \
+    -DOCTAVO_BUILD_TESTS=ON -DOCTAVO_BUILD_PYTHON=OFF -DOCTAVO_CUDA=OFF >build/fuzz.log
+  cmake --build build/fuzz --target fuzz_gguf fuzz_scheduler | tail -n 5
+  local limits=("-max_total_time=$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=4096)
+  for target in gguf scheduler; do
+    mkdir -p "build/fuzz-found/$target"
+    "build/fuzz/tests/fuzz/fuzz_$target" "${limits[@]}" "-artifact_prefix=build/fuzz-found/$target-" \
+      "build/fuzz-found/$target" "tests/fuzz/corpus/$target"
+  done
+  title "fuzz: atheris, $seconds s a target"
+  python -m pip install -q atheris
+  for target in safetensors frames requests parsers templates; do
+    python tests/fuzz/run.py "$target" "${limits[@]}"
+  done
+}
+
+program() {
+  PYTHONPATH=tests python -m "faults.$1" "${@:2}"
+}
+
+faults() {
+  title 'faults: the long counts'
+  OCTAVO_FAULTS=long pytest tests/faults --timeout 3600
+}
+
+odd() {
+  title 'odd: 100,000 requests'
+  program odd_requests --count 100000
+}
+
+overload() {
+  title 'overload: ten times the capacity'
+  program overload --seconds 60
+}
+
+soak() {
+  title "soak: ${SOAK_MINUTES:-60} minutes"
+  program soak --minutes "${SOAK_MINUTES:-60}" ${TRACE:+--trace "$TRACE"} --out build/soak
+}
+
 tidy() {
   title 'tidy: clang-tidy'
   python tests/clang_tidy.py "$cpp_build/compile_commands.json"
@@ -93,6 +175,7 @@ clients() {
 }
 
 fuzz() {
+  fuzz_bytes
   title 'fuzz: schemathesis'
   OCTAVO_TEST_CLIENTS=own OCTAVO_FUZZ_EXAMPLES=300 pytest --timeout 0 tests/server/test_schemathesis.py
 }
@@ -103,7 +186,8 @@ main() {
     case $argument in
       --install) install_packages ;;
       --keep) keep=yes ;;
-      lint | types | cpp | tidy | clients | fuzz) stages+=("$argument") ;;
+      lint | types | cpp | replay | tidy | clients | sanitize | fuzz) stages+=("$argument") ;;
+      faults | odd | overload | soak) stages+=("$argument") ;;
       python) stages+=(python_tests) ;;
       *) printf 'tests/run.sh: unknown argument %s\n' "$argument" >&2; exit 2 ;;
     esac
@@ -117,7 +201,7 @@ main() {
   fi
   PATH=$PWD/$environment/bin:$PATH
   if [[ ${#stages[@]} == 0 ]]; then
-    stages=(lint types cpp python_tests)
+    stages=(lint types cpp replay python_tests)
   fi
   # Every stage runs, so that one run tells everything; the last word is pytest's.
   local failed=()

@@ -4,14 +4,14 @@
 #include <numeric>
 
 #include "cuda/attention.h"
+#include "cuda/common/element.cuh"
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
 #include "cuda/silu_mul.h"
-#include "cuda/skinny_linear.cuh"
-#include "cuda/skinny_linear.h"
+#include "cuda/stream_linear.h"
 #include "fill.cuh"
 #include "timing.h"
 
@@ -58,39 +58,54 @@ void bench_copy(const Device& device) {
   print_row("cudaMemcpy", "4 GiB", us, {2.0 * static_cast<double>(bytes), 0});
 }
 
-template <typename Shape>
-void bench_skinny_shape(const Device& device, const char* name, const DeviceMemory& weights,
-                        const DeviceMemory& x, const DeviceMemory& out, int64_t m, Projection p) {
-  const int copies = copies_of(p.n * p.k * 2);
+struct LinearShape {
+  int64_t m;
+  Projection p;
+};
+
+// The same memory read as fp8: any bytes but those of NaN do.
+void bench_fp8_stream(const Device& device, StreamLinear& linear, const DeviceMemory& weights,
+                      const DeviceMemory& x, const DeviceMemory& out, LinearShape shape) {
+  const int64_t m = shape.m;
+  const Projection p = shape.p;
+  const int copies = copies_of(p.n * p.k);
+  const DeviceMemory scales(p.n * 4);
+  fill_floats<<<64, 256>>>(scales.as<float>(), p.n, 1.0f);
   const double us = time_us(device.stream.get(), 3 * copies, [&](int i) {
-    const SkinnyArgs<bf16, bf16> args{weights.as<bf16>() + i % copies * p.n * p.k,
-                                      x.as<bf16>(),
-                                      nullptr,
-                                      out.as<bf16>(),
-                                      p.k,
-                                      p.n,
-                                      static_cast<int>(m),
-                                      static_cast<int>(p.k),
-                                      static_cast<int>(p.n)};
-    launch_skinny<Shape>(args, device.context.num_sms, device.stream.get());
+    const int64_t at = i % copies * p.n * p.k % (weights.size_bytes() - p.n * p.k + 1);
+    const TensorView matrix =
+        TensorView::matrix(weights.as<std::byte>() + at / 16 * 16, DType::kFloat8E4M3, p.n, p.k);
+    linear.run(device.context, {matrix, nullptr, scales.as<float>()}, view(x, m, p.k),
+               view(out, m, p.n));
   });
-  print_row(name, shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
+  Work work = linear_work(m, p.k, p.n);
+  work.bytes -= static_cast<double>(p.n * p.k);
+  print_row("stream, fp8", shape_text(m, p.k, p.n), us, work);
 }
 
-void bench_skinny(const Device& device) {
-  print_header("skinny: column tiles, row tiles, stages");
+void bench_stream(const Device& device) {
+  print_header("streaming linears");
+  StreamLinear linear(device.context);
   for (const Projection p : kProjections) {
-    const DeviceMemory weights = random_halves(copies_of(p.n * p.k * 2) * p.n * p.k);
-    const DeviceMemory x = random_halves(16 * p.k, 1.0f), out = random_halves(16 * p.n);
-    for (const int64_t m : {1, 4, 8}) {
-      bench_skinny_shape<SkinnyShape<1, 1, 4>>(device, "skinny 1,1,4", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 5>>(device, "skinny 1,1,5", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 6>>(device, "skinny 1,1,6", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 1, 11>>(device, "skinny 1,1,11", weights, x, out, m, p);
-      bench_skinny_shape<SkinnyShape<1, 2, 5>>(device, "skinny 1,2,5", weights, x, out, m, p);
+    const int copies = copies_of(p.n * p.k * 2);
+    const DeviceMemory weights = random_halves(copies * p.n * p.k);
+    const DeviceMemory x = random_halves(StreamLinear::kMaxRows * p.k, 1.0f);
+    const DeviceMemory out = random_halves(StreamLinear::kMaxRows * p.n);
+    for (const int64_t m : {1, 8, 16, 32, 64}) {
+      const auto weight = [&](int i) {
+        return TensorView::matrix(weights.as<bf16>() + i % copies * p.n * p.k, kType, p.n, p.k);
+      };
+      const double us = time_us(device.stream.get(), 3 * copies, [&](int i) {
+        linear.run(device.context, {weight(i)}, view(x, m, p.k), view(out, m, p.n));
+      });
+      print_row("stream", shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
+      bench_fp8_stream(device, linear, weights, x, out, {m, p});
+      if (p.n != 2 * kIntermediate) continue;
+      const double gated_us = time_us(device.stream.get(), 3 * copies, [&](int i) {
+        linear.run_gated(device.context, {weight(i)}, view(x, m, p.k), view(out, m, p.n / 2));
+      });
+      print_row("stream, gated", shape_text(m, p.k, p.n), gated_us, linear_work(m, p.k, p.n));
     }
-    bench_skinny_shape<SkinnyShape<2, 1, 5>>(device, "skinny 2,1,5", weights, x, out, 16, p);
-    bench_skinny_shape<SkinnyShape<2, 2, 5>>(device, "skinny 2,2,5", weights, x, out, 16, p);
   }
 }
 
@@ -100,14 +115,14 @@ void bench_gemm(const Device& device) {
   for (const Projection p : kProjections) {
     const int copies = copies_of(p.n * p.k * 2);
     const DeviceMemory weights = random_halves(copies * p.n * p.k);
-    for (const int64_t m : {1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192}) {
+    for (const int64_t m : {64, 128, 256, 512, 2048, 8192}) {
       if (p.n == kVocab && m > 256) continue;
       const DeviceMemory x = random_halves(m * p.k, 1.0f), out = random_halves(m * p.n);
       const double us = time_us(device.stream.get(), m > 512 ? 3 : 2 * copies, [&](int i) {
         const DeviceMemory& w = weights;
-        gemm.run(device.context,
-                 TensorView::matrix(w.as<bf16>() + i % copies * p.n * p.k, kType, p.n, p.k),
-                 nullptr, view(x, m, p.k), view(out, m, p.n));
+        const TensorView matrix =
+            TensorView::matrix(weights.as<bf16>() + i % copies * p.n * p.k, kType, p.n, p.k);
+        gemm.run(device.context, {matrix}, view(x, m, p.k), view(out, m, p.n));
       });
       print_row("cuBLASLt", shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
     }
@@ -353,7 +368,7 @@ int main(int argc, char** argv) {
                   {"decode", bench_decode_attention},
                   {"prefill", bench_prefill_attention},
                   {"sampling", bench_sampling},
-                  {"skinny", bench_skinny},
+                  {"stream", bench_stream},
                   {"gemm", bench_gemm}};
   const Device device;
   for (const auto& section : sections) {

@@ -1,9 +1,11 @@
 // Time of whole steps of a Llama geometry on random weights: decode as one graph, prefill eagerly.
-//   bench_step [8b | 1b]
+//   bench_step [8b | 8b-fp8 | 1b [batch ...]]      with batches given: only their decode steps
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
 #include "backend/cuda_backend.h"
+#include "cuda/quantize.h"
 #include "cuda/weights.h"
 #include "fill.cuh"
 #include "timing.h"
@@ -14,6 +16,7 @@ namespace {
 struct Geometry {
   const char* name;
   int64_t hidden, intermediate, layers, q_heads, kv_heads, dim, vocab;
+  bool is_fp8;  // the projections
 
   int64_t q_width() const { return q_heads * dim; }
   int64_t qkv_width() const { return (q_heads + 2 * kv_heads) * dim; }
@@ -22,9 +25,14 @@ struct Geometry {
     const int64_t layer = hidden * (qkv_width() + q_width() + 3 * intermediate);
     return static_cast<double>(layers * layer + vocab * hidden);
   }
+  double weight_bytes() const {
+    const auto head = static_cast<double>(vocab * hidden);
+    return (parameters() - head) * (is_fp8 ? 1.0 : 2.0) + 2.0 * head;
+  }
 };
-constexpr Geometry kGeometries[] = {{"8b", 4096, 14336, 32, 32, 8, 128, 128256},
-                                    {"1b", 2048, 8192, 16, 32, 8, 64, 128256}};
+constexpr Geometry kGeometries[] = {{"8b", 4096, 14336, 32, 32, 8, 128, 128256, false},
+                                    {"8b-fp8", 4096, 14336, 32, 32, 8, 128, 128256, true},
+                                    {"1b", 2048, 8192, 16, 32, 8, 64, 128256, false}};
 
 constexpr int64_t kBlock = 16, kMaxTokens = 8192, kMaxSeqs = 256, kMaxLength = 8192 + kBlock;
 constexpr int64_t kCacheTokens = int64_t{256} * 1024;
@@ -39,12 +47,12 @@ class Step {
  public:
   Step(Backend& backend, const Geometry& geometry) : backend_(backend), g_(geometry) {
     for (int64_t i = 0; i < g_.layers; ++i) {
-      layers_.push_back({random_linear(g_.qkv_width(), g_.hidden),
-                         random_linear(g_.hidden, g_.q_width()),
-                         random_linear(2 * g_.intermediate, g_.hidden),
-                         random_linear(g_.hidden, g_.intermediate)});
+      layers_.push_back({random_projection(g_.qkv_width(), g_.hidden),
+                         random_projection(g_.hidden, g_.q_width()),
+                         random_projection(2 * g_.intermediate, g_.hidden),
+                         random_projection(g_.hidden, g_.intermediate)});
     }
-    head_ = random_linear(g_.vocab, g_.hidden);
+    head_ = filled(backend.create_linear(g_.vocab, g_.hidden, false));
     cache_ = backend.create_kv_cache(
         {g_.layers, g_.kv_heads, g_.dim, kBlock, kCacheTokens / kBlock, DType::kBFloat16});
     norm_ = DeviceMemory(g_.hidden * 4);
@@ -137,8 +145,13 @@ class Step {
       if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
       linear(*layer.output, attended, delta);
       add_norm();
-      linear(*layer.gate_up, normed, gate_up);
-      if (without != kSilu) backend_.silu_mul(gate_up, gated);
+      if (without == kSilu) {
+        linear(*layer.gate_up, normed, gate_up);
+      } else if (without == kLinears) {
+        backend_.silu_mul(gate_up, gated);
+      } else {
+        backend_.gated_linear(*layer.gate_up, normed, gate_up, gated);
+      }
       linear(*layer.down, gated, delta);
       add_norm();
       ++params.layer;
@@ -164,10 +177,20 @@ class Step {
   static TensorView view(const DeviceMemory& memory, int64_t rows, int64_t cols) {
     return TensorView::matrix(memory.data(), DType::kBFloat16, rows, cols);
   }
-  std::unique_ptr<LinearWeight> random_linear(int64_t rows, int64_t cols) {
-    auto weight = backend_.create_linear(rows, cols, false);
-    const TensorView matrix = static_cast<CudaLinearWeight&>(*weight).matrix();
-    fill_halves<<<1024, 256>>>(matrix.as<uint16_t>(), rows * cols);
+  std::unique_ptr<LinearWeight> random_projection(int64_t rows, int64_t cols) {
+    return filled(backend_.create_projection(rows, cols, false));
+  }
+  static std::unique_ptr<LinearWeight> filled(std::unique_ptr<LinearWeight> weight) {
+    const auto& target = static_cast<const CudaLinearWeight&>(*weight);
+    const int64_t rows = target.out_features(), cols = target.in_features();
+    if (target.is_fp8()) {
+      const Device device;
+      const DeviceMemory halves = random_halves(rows * cols);
+      quantize_rows(device.context, view(halves, rows, cols), target.matrix(), target.scales());
+      device.stream.synchronize();
+    } else {
+      fill_halves<<<1024, 256>>>(target.matrix().as<uint16_t>(), rows * cols);
+    }
     check_cuda(cudaGetLastError());
     return weight;
   }
@@ -196,13 +219,14 @@ double wall_us(Backend& backend, F&& f) {
   return median(times);
 }
 
-void bench_decode(Backend& backend, Step& step, const Geometry& g) {
+void bench_decode(Backend& backend, Step& step, const Geometry& g,
+                  std::span<const int64_t> batches) {
   std::printf(
       "\n### %s decode, ctx 256 (then 1024): ms\n\n"
       "| batch | graph | eager | graph + greedy | host time to launch us | bytes floor | "
       "ctx 1024 graph |\n|---|---|---|---|---|---|---|\n",
       g.name);
-  for (const int64_t batch : {1, 8, 16, 32, 64, 128, 256}) {
+  for (const int64_t batch : batches) {
     step.prepare(batch, 1, 256);
     step.forward();
     backend.synchronize();
@@ -234,7 +258,7 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g) {
     const double launch_us = now_us() - begin;
     backend.synchronize();
     const double kv = 4.0 * static_cast<double>(batch * 256 * g.layers * g.kv_heads * g.dim);
-    const double floor_us = (2.0 * g.parameters() + kv) / kRoofBytesPerSecond * 1e6;
+    const double floor_us = (g.weight_bytes() + kv) / kRoofBytesPerSecond * 1e6;
     step.prepare(batch, 1, 1024);
     step.forward();
     backend.synchronize();
@@ -294,14 +318,20 @@ void bench_prefill(Backend& backend, Step& step, const Geometry& g) {
 
 int main(int argc, char** argv) {
   using namespace octavo::cuda::bench;
+  std::vector<int64_t> batches;
+  for (int i = 2; i < argc; ++i) batches.push_back(std::atoll(argv[i]));
+  const bool is_whole = batches.empty();
+  if (is_whole) batches = {1, 8, 16, 32, 64, 128, 256};
   for (const Geometry& geometry : kGeometries) {
     if (argc > 1 && std::strcmp(argv[1], geometry.name) != 0) continue;
     octavo::BackendOptions options;
     options.device = "cuda:0";
+    if (geometry.is_fp8) options.quantization = "fp8";
     const auto backend = octavo::create_cuda_backend(options);
     Step step(*backend, geometry);
     octavo::cuda::check_cuda(cudaDeviceSynchronize());
-    bench_decode(*backend, step, geometry);
+    bench_decode(*backend, step, geometry, batches);
+    if (!is_whole) continue;
     bench_parts(*backend, step, geometry);
     bench_prefill(*backend, step, geometry);
   }

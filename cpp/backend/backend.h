@@ -28,7 +28,8 @@ struct BackendOptions {
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
   bool keep_quantized = false;            // CPU: GGUF types stay quantised, activations become int8
                                           // against them; else they become weight_dtype
-  std::string quantization;               // CPU: "int8" or "int4" quantises plain types at load
+  std::string quantization;               // quantises plain types at load; CPU: "int8" or "int4";
+                                          // CUDA: "fp8", projections only
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
 };
@@ -76,9 +77,10 @@ struct KVCacheSpec {
   int64_t num_blocks = 0;
   DType dtype = DType::kBFloat16;
 
-  // Bytes of one block over all layers, keys and values.
+  // Bytes of one block over all layers, keys and values; int8 has a float32 scale for each of them.
   int64_t block_bytes() const {
-    return 2 * num_layers * dtype_bytes(dtype, num_kv_heads * block_size * head_dim);
+    const int64_t vectors = 2 * num_layers * num_kv_heads * block_size;
+    return dtype_bytes(dtype, vectors * head_dim) + (dtype == DType::kInt8 ? vectors * 4 : 0);
   }
 };
 
@@ -214,6 +216,12 @@ class Backend {
   // keep quantised blocks as they are, each row range in its own type.
   virtual std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
                                                       bool has_bias) = 0;
+  // The same for a projection inside a layer, which may be quantised where embeddings, routers,
+  // experts and the head are not.
+  virtual std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
+                                                          bool has_bias) {
+    return create_linear(out_features, in_features, has_bias);
+  }
   // Fills rows [row_begin, row_begin + view.rows). Safe to call from several threads on disjoint
   // rows. `view` is only read during the call. Requires: view.cols == in_features.
   virtual void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) = 0;
@@ -239,6 +247,13 @@ class Backend {
   virtual void add(TensorView residual, TensorView delta) = 0;
   // out = x W^T + b. x [T, in], out [T, out] of activation_dtype(), or float32 for logits.
   virtual void linear(const LinearWeight& weight, TensorView x, TensorView out) = 0;
+  // out = silu(gate) * up with gate | up = x W^T + b, gate first. x [T, in], out [T, intermediate];
+  // gate_up [T, 2 * intermediate] is scratch.
+  virtual void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                            TensorView out) {
+    linear(weight, x, gate_up);
+    silu_mul(gate_up, out);
+  }
   // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
   // and v of layer params.layer to slot_mapping.
   virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,

@@ -33,15 +33,18 @@ struct GemmArgs {
 
 // --- Attention -------------------------------------------------------------------------------
 
-enum class KVFormat : uint8_t { kFloat32, kFloat16, kBFloat16 };
-inline constexpr int kNumKVFormats = 3;
+enum class KVFormat : uint8_t { kFloat32, kFloat16, kBFloat16, kInt8 };
+inline constexpr int kNumKVFormats = 4;
 
-// One KV head of one layer. Key and value of a slot lie in block `slot / block_size`:
-// key_base + block * block_stride_bytes is [head_dim][block_size], so that one dimension of
-// consecutive keys is one vector; value_base + the same is [block_size][head_dim].
+// One KV head of one layer. What belongs to a slot lies in block `slot / block_size`, at
+// block * block_stride_bytes from each base: keys [head_dim][block_size], so that one dimension of
+// consecutive keys is one vector; values [block_size][head_dim]; for kInt8 float32 scales of keys
+// and of values, [block_size] each: 1/127 of the greatest magnitude of the slot's key or value.
 struct KVHeadView {
   std::byte* key_base = nullptr;
   std::byte* value_base = nullptr;
+  std::byte* key_scale_base = nullptr;
+  std::byte* value_scale_base = nullptr;
   int64_t block_stride_bytes = 0;
   int64_t block_size = 0;
   int64_t head_dim = 0;

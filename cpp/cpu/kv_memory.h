@@ -22,6 +22,9 @@ class KVMemory final : public KVCache {
  private:
   const KVCacheSpec spec_;
   const KVFormat format_;
+  const int64_t scale_bytes_;         // of a block's keys, or of its values
+  const int64_t data_bytes_;          // likewise
+  const int64_t block_stride_bytes_;  // of one layer
   ZeroPages pages_;
 };
 

@@ -11,20 +11,18 @@ void Linear::run(const PackedWeight& weight, TensorView x, TensorView out) {
         "linear: shapes do not match");
   if (x.rows() == 0) return;
   convert(weight, x);
-  plan(weight, x.rows());
+  plan(weight);
   pool_.parallel_for(std::ssize(tasks_),
                      [&](int64_t task, int) { run_task(tasks_[task], weight, x, out); });
 }
 
-// Whole register tiles for many rows; for few, when memory is the bound, as even a share as there
-// are panels, in runs long enough for the prefetcher.
-void Linear::plan(const PackedWeight& weight, int64_t num_rows) {
-  constexpr int64_t kTilePanels = 4, kFewRows = 8, kTasksPerThread = 4;
+// Runs of panels long enough for the prefetcher, small enough for the threads to end together.
+void Linear::plan(const PackedWeight& weight) {
+  constexpr int64_t kTasksPerThread = 2;
   int64_t num_panels = 0;
   for (const PanelSegment& segment : weight.segments()) num_panels += segment.num_panels();
   const int64_t num_shares = pool_.num_threads() * kTasksPerThread;
-  const int64_t even = (num_panels + num_shares - 1) / num_shares;
-  const int64_t width = num_rows <= kFewRows ? even : std::min(even, kTilePanels);
+  const int64_t width = (num_panels + num_shares - 1) / num_shares;
   tasks_.clear();
   for (const PanelSegment& segment : weight.segments()) {
     for (int64_t first = 0; first < segment.num_panels(); first += width) {

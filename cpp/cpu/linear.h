@@ -33,7 +33,7 @@ class Linear {
     int64_t num_panels;
   };
 
-  void plan(const PackedWeight& weight, int64_t num_rows);
+  void plan(const PackedWeight& weight);
   void convert(const PackedWeight& weight, TensorView x);
   Activations convert_to(ActivationFormat format, TensorView x);
   void run_task(const Task& task, const PackedWeight& weight, TensorView x, TensorView out) const;

@@ -61,7 +61,7 @@ bool pack_quantized(const WeightView& view, const PanelSegment& segment) {
   for (int64_t row = 0; row < view.rows; ++row) {
     make_blocks(view, row, segment.format, floats, blocks);
     for (int64_t b = 0; b < std::ssize(blocks); ++b) {
-      if (!pack_block(segment.format, blocks[b], b, std::ssize(blocks), row % kPanelRows,
+      if (!pack_block(segment.format, blocks[b], b, row % kPanelRows,
                       segment.panel(row / kPanelRows))) {
         return false;
       }

@@ -10,11 +10,11 @@ namespace octavo::cpu {
 // is padded with zeros. A panel is contiguous, its elements in the order in which a GEMM reads:
 //   kFloat32, kFloat16  [depth][16]
 //   kBFloat16           [depth / 2][16][2], depth padded with zeros to a multiple of 32
-// The quantised formats take blocks of 32 input features: first the quants of every block, then
-// float16 scales [block][1 or 2][16], then float16 minima [block][16] where the format has them.
+// The quantised formats are records of 32 input features: float16 scales [1 or 2][16], float16
+// minima [16] where the format has them, then the quants. One record after the other, because a
+// second stream beside the quants takes a third of the memory bandwidth.
 //   weight = scale * (quant - zero) + minimum, quants unsigned
-// The quants of a block are eight vectors of [16 columns][4 features], features 4g..4g+3 in vector
-// g:
+// The quants are eight vectors of [16 columns][4 features], features 4g..4g+3 in vector g:
 //   kInt8      eight vectors as they are
 //   others     four vectors of nibbles: vector g in the low halves, vector g + 4 in the high ones,
 //   kInt5Min   then eight 64-bit masks with the fifth bits, mask g for vector g,
@@ -41,10 +41,16 @@ inline constexpr int64_t kBlockWeights = kBlockDepth * kPanelRows;
 inline constexpr int64_t kScaleBytes = kPanelRows * 2;
 
 struct QuantLayout {
-  int64_t quant_bytes = 0;  // of one block, a multiple of 64
-  int64_t num_scales = 0;   // a block: 1, or 2 for halves of 16 input features
+  int64_t quant_bytes = 0;  // of one record, a multiple of 64
+  int64_t num_scales = 0;   // of one record: 1, or 2 for halves of 16 input features
   bool has_minimum = false;
   int32_t zero = 0;
+
+  constexpr int64_t minima_offset() const { return num_scales * kScaleBytes; }
+  constexpr int64_t quants_offset() const {
+    return minima_offset() + (has_minimum ? kScaleBytes : 0);
+  }
+  constexpr int64_t record_bytes() const { return quants_offset() + quant_bytes; }
 };
 
 static constexpr QuantLayout quant_layout(PanelFormat format) {
@@ -68,14 +74,6 @@ static constexpr bool is_quantized(PanelFormat format) {
   return quant_layout(format).quant_bytes > 0;
 }
 
-static constexpr int64_t scales_offset(const QuantLayout& layout, int64_t num_blocks) {
-  return num_blocks * layout.quant_bytes;
-}
-
-static constexpr int64_t minima_offset(const QuantLayout& layout, int64_t num_blocks) {
-  return num_blocks * (layout.quant_bytes + layout.num_scales * kScaleBytes);
-}
-
 static constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -93,10 +91,7 @@ static constexpr int64_t panel_bytes(PanelFormat format, int64_t depth) {
     default:
       break;
   }
-  const QuantLayout layout = quant_layout(format);
-  const int64_t block =
-      layout.quant_bytes + (layout.num_scales + (layout.has_minimum ? 1 : 0)) * kScaleBytes;
-  return round_up(depth / kBlockDepth * block, kVectorBytes);
+  return round_up(depth / kBlockDepth * quant_layout(format).record_bytes(), kVectorBytes);
 }
 
 // How a GEMM wants its activations. Rows of kInt8 are records of whole blocks of 32 features:

@@ -192,20 +192,18 @@ QuantizedBlock quantize_block(PanelFormat format, const float* weights) {
   return block;
 }
 
-bool pack_block(PanelFormat format, const QuantizedBlock& block, int64_t index, int64_t num_blocks,
-                int64_t lane, std::byte* panel) {
+bool pack_block(PanelFormat format, const QuantizedBlock& block, int64_t index, int64_t lane,
+                std::byte* panel) {
   const QuantLayout layout = quant_layout(format);
-  pack_quants(format, block.quants, lane, panel + index * layout.quant_bytes);
-  std::byte* scales = panel + scales_offset(layout, num_blocks) +
-                      index * layout.num_scales * kScaleBytes + lane * 2;
+  std::byte* record = panel + index * layout.record_bytes();
   bool fits = true;
   for (int64_t s = 0; s < layout.num_scales; ++s) {
-    fits = store_half(block.scale[s], scales + s * kScaleBytes) && fits;
+    fits = store_half(block.scale[s], record + s * kScaleBytes + lane * 2) && fits;
   }
   if (layout.has_minimum) {
-    std::byte* minima = panel + minima_offset(layout, num_blocks);
-    fits = store_half(block.minimum, minima + index * kScaleBytes + lane * 2) && fits;
+    fits = store_half(block.minimum, record + layout.minima_offset() + lane * 2) && fits;
   }
+  pack_quants(format, block.quants, lane, record + layout.quants_offset());
   return fits;
 }
 

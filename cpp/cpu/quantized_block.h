@@ -29,10 +29,10 @@ void decode_block(DType dtype, const std::byte* source, std::span<QuantizedBlock
 // of the greatest magnitude a step. kInt4Min: fifteen steps between the least and the greatest.
 QuantizedBlock quantize_block(PanelFormat format, const float* weights);
 
-// Writes column `lane` of one block of a panel of `num_blocks` blocks. Returns false when a scale
-// or the minimum does not fit float16; a scale that is no float16 value is rounded to nearest.
+// Writes column `lane` of record `index` of a panel. Returns false when a scale or the minimum does
+// not fit float16; a scale that is no float16 value is rounded to nearest.
 // Requires: a panel of zeros; each column of a block is written once.
-bool pack_block(PanelFormat format, const QuantizedBlock& block, int64_t index, int64_t num_blocks,
-                int64_t lane, std::byte* panel);
+bool pack_block(PanelFormat format, const QuantizedBlock& block, int64_t index, int64_t lane,
+                std::byte* panel);
 
 }  // namespace octavo::cpu

@@ -58,7 +58,7 @@ ThreadPool::ThreadPool(int num_threads) {
   workers_.reserve(num_threads - 1);
   for (int thread = 1; thread < num_threads; ++thread) {
     workers_.emplace_back([this, thread] { work(thread); });
-    if (false && num_threads <= static_cast<int>(cores.size())) pin(workers_.back(), cores[thread]);
+    if (num_threads <= static_cast<int>(cores.size())) pin(workers_.back(), cores[thread]);
   }
 }
 

@@ -269,7 +269,6 @@ void Engine::end_step() {
   };
   if (try_on_device(wait, cause)) {
     scheduler_.update(batch, result_);
-    masks_.publish();  // before all else: the masks are to be ready when the next step samples
     ++step_stats_.num_steps;
   } else if (is_healthy()) {
     fail_step(cause);
@@ -298,7 +297,7 @@ void Engine::note_error(const std::string& cause) {
 // The inbox learns which ids are free, and the gauges move, before the last record of a request can
 // be seen: whoever takes it may submit the id again and finds the blocks given back.
 void Engine::publish() {
-  masks_.publish();
+  masks_.publish();  // before all else: the masks are to be ready when the next step samples
   const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);

@@ -72,8 +72,7 @@ void Decoder::norm_qk(const QkNormWeights& norm, Activations& x) {
 }
 
 void Decoder::run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x) {
-  project(mlp.gate_up, input, x.gate_up);
-  backend().silu_mul(x.gate_up, x.gated);
+  backend().gated_linear(weights()[mlp.gate_up], input, x.gate_up, x.gated);
   project(mlp.down, x.gated, x.delta);
 }
 

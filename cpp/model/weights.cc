@@ -43,6 +43,12 @@ void check_view(const WeightSpec& spec, const WeightView& view) {
   }
 }
 
+// Whether `name` is a projection of attention or of a dense MLP: what quantisation at load applies
+// to. Embeddings, the head, routers and experts are none.
+bool is_projection(std::string_view name) {
+  return name.ends_with("_proj") && name.find("experts") == std::string_view::npos;
+}
+
 uint16_t bfloat16_bits(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -69,7 +75,7 @@ LinearId Weights::declare_linear(std::span<const Projection> parts, int64_t in_f
     if (has_bias) add_spec({part.name + ".bias", 1, rows, WeightKind::kBias, target, row});
     row += rows;
   }
-  linears_.push_back({row, in_features, has_bias, nullptr});
+  linears_.push_back({row, in_features, has_bias, is_projection(parts.front().name), nullptr});
   return {target};
 }
 
@@ -107,7 +113,9 @@ void Weights::allocate() {
   check(is_loaded_ == nullptr, "weights are allocated once");
   for (Linear& linear : linears_) {
     linear.weight =
-        backend_.create_linear(linear.out_features, linear.in_features, linear.has_bias);
+        linear.is_projection
+            ? backend_.create_projection(linear.out_features, linear.in_features, linear.has_bias)
+            : backend_.create_linear(linear.out_features, linear.in_features, linear.has_bias);
   }
   vectors_ = backend_.allocate(vector_floats_ * static_cast<int64_t>(sizeof(float)));
   is_loaded_ = std::make_unique<std::atomic<bool>[]>(specs_.size());

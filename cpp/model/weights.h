@@ -91,6 +91,7 @@ class Weights {
     int64_t out_features = 0;
     int64_t in_features = 0;
     bool has_bias = false;
+    bool is_projection = false;
     std::unique_ptr<LinearWeight> weight;
   };
 

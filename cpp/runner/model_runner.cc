@@ -9,7 +9,6 @@
 
 #include "base/errors.h"
 #include "base/float_formats.h"
-#include "runner/warm_up.h"
 
 namespace octavo {
 namespace {
@@ -209,31 +208,34 @@ void ModelRunner::sample(TensorView hidden, int64_t num_logits, StepResult& resu
   }
 }
 
-// `batch` has just run, so that everything a first time needs has been made.
-void ModelRunner::capture(const ScheduledBatch& batch) {
-  const ForwardInputs& inputs = batch_.build(batch);
-  DecodeGraph graph;
-  graph.num_seqs = inputs.num_seqs;
-  graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
-  graphs_.push_back(graph);
-}
-
 void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
   const bool has_graphs = backend_.supports_graphs();
   const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_, has_graphs);
   double cost = 0.0, done = 0.0;
   for (const WarmUpShape& shape : shapes) cost += warm_up_cost(shape);
-  graphs_.clear();
   StepResult result;
   for (const WarmUpShape& shape : shapes) {
     WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
     run(step.batch(), result);
-    if (has_graphs && shape.num_prefills == 0) {
-      capture(step.batch());
-      run(step.batch(), result);  // a graph's first launch takes longer
-    }
     done += warm_up_cost(shape);
     report_progress(done / cost);
+  }
+  if (has_graphs) capture_graphs(shapes);
+}
+
+// After all else, when no buffer grows any more that a graph could hold the address of.
+void ModelRunner::capture_graphs(std::span<const WarmUpShape> shapes) {
+  StepResult result;
+  graphs_.clear();
+  for (const WarmUpShape& shape : shapes) {
+    if (shape.num_prefills > 0) continue;
+    WarmUpBatch step(shape, config_.block_size, model_.config().vocab_size);
+    const ForwardInputs& inputs = batch_.build(step.batch());
+    DecodeGraph graph;
+    graph.num_seqs = inputs.num_seqs;
+    graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
+    graphs_.push_back(graph);
+    run(step.batch(), result);  // a graph's first launch takes longer
   }
 }
 

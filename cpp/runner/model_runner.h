@@ -12,6 +12,7 @@
 #include "runner/forward_batch.h"
 #include "runner/memory_plan.h"
 #include "runner/step_runner.h"
+#include "runner/warm_up.h"
 
 namespace octavo {
 
@@ -48,7 +49,7 @@ class ModelRunner final : public StepRunner {
   };
 
   const DecodeGraph* find_graph(const ScheduledBatch& batch) const;
-  void capture(const ScheduledBatch& batch);
+  void capture_graphs(std::span<const WarmUpShape> shapes);
   TensorView forward(const ForwardInputs& inputs);
   void compute(const ScheduledBatch& batch, StepResult& result);
   void pool(TensorView hidden, int64_t num_sequences, StepResult& result);

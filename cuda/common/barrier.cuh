@@ -40,11 +40,6 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes,
       : "memory");
 }
 
-// Fetches `bytes` bytes into the L2 cache. Requires: all multiples of 16.
-__device__ inline void prefetch_bulk(const void* global, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
 // Copies the box at (column, row) of a matrix to shared memory; the barrier counts its bytes.
 __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
                                 int column, int row) {
@@ -52,6 +47,16 @@ __device__ inline void copy_box(uint32_t shared, const CUtensorMap* map, uint32_
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(column), "r"(row)
+      : "memory");
+}
+
+// The same of the box at (column, 0, 0, group) of a tensor of four dimensions.
+__device__ inline void copy_box_4d(uint32_t shared, const CUtensorMap* map, uint32_t barrier,
+                                   int column, int group) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %4, %5}], [%2];" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(group)
       : "memory");
 }
 

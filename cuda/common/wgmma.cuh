@@ -61,23 +61,64 @@ __device__ inline void pin_registers(float (&d)[kCount]) {
       "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
       "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
 
-// d (+)= a b^T: a [64, 16] and b [128, 16] in shared memory, both contiguous along the 16.
-#define OCTAVO_WGMMA_SHARED(type)                                                            \
-  asm volatile(                                                                              \
-      "{ .reg .pred p; setp.ne.b32 p, %66, 0; "                                              \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " OCTAVO_WGMMA_64_NAMES \
-      "%64, %65, p, 1, 1, 0, 0; }"                                                           \
-      : OCTAVO_WGMMA_64_OPERANDS                                                             \
-      : "l"(a), "l"(b), "r"(accumulate))
+#define OCTAVO_WGMMA_4_NAMES "{%0,%1,%2,%3}, "
+#define OCTAVO_WGMMA_4_OPERANDS "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define OCTAVO_WGMMA_8_NAMES "{%0,%1,%2,%3,%4,%5,%6,%7}, "
+#define OCTAVO_WGMMA_8_OPERANDS \
+  OCTAVO_WGMMA_4_OPERANDS, "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+#define OCTAVO_WGMMA_16_NAMES "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+#define OCTAVO_WGMMA_16_OPERANDS                                                          \
+  OCTAVO_WGMMA_8_OPERANDS, "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), \
+      "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
 
-template <typename T>
-__device__ inline void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    OCTAVO_WGMMA_SHARED("bf16");
-  } else {
-    OCTAVO_WGMMA_SHARED("f16");
+// d (+)= a b^T: a [64, 16] and b [n, 16] in shared memory, both contiguous along the 16. `a_at` is
+// the number of the operand behind the accumulator.
+#define OCTAVO_WGMMA_SHARED(n, type, names, operands, a_at, b_at, accumulate_at)              \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #accumulate_at                              \
+               ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " names \
+               "%" #a_at ", %" #b_at ", p, 1, 1, 0, 0; }"                                     \
+               : operands                                                                     \
+               : "l"(a), "l"(b), "r"(accumulate))
+#define OCTAVO_WGMMA_SHARED_OF(count, n, a_at, b_at, accumulate_at)                                \
+  template <typename T>                                                                            \
+  __device__ inline void wgmma_shared(float(&d)[count], uint64_t a, uint64_t b, int accumulate) {  \
+    if constexpr (std::is_same_v<T, bf16>) {                                                       \
+      OCTAVO_WGMMA_SHARED(n, "bf16", OCTAVO_WGMMA_##count##_NAMES,                                 \
+                          OCTAVO_WGMMA_##count##_OPERANDS, a_at, b_at, accumulate_at);             \
+    } else {                                                                                       \
+      OCTAVO_WGMMA_SHARED(n, "f16", OCTAVO_WGMMA_##count##_NAMES, OCTAVO_WGMMA_##count##_OPERANDS, \
+                          a_at, b_at, accumulate_at);                                              \
+    }                                                                                              \
   }
-}
+OCTAVO_WGMMA_SHARED_OF(4, 8, 4, 5, 6)
+OCTAVO_WGMMA_SHARED_OF(8, 16, 8, 9, 10)
+OCTAVO_WGMMA_SHARED_OF(16, 32, 16, 17, 18)
+OCTAVO_WGMMA_SHARED_OF(32, 64, 32, 33, 34)
+OCTAVO_WGMMA_SHARED_OF(64, 128, 64, 65, 66)
+
+// The same with a [64, 16] in registers.
+#define OCTAVO_WGMMA_MIXED(n, type, names, operands, at0, at1, at2, at3, b_at, accumulate_at) \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #accumulate_at                              \
+               ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " names \
+               "{%" #at0 ",%" #at1 ",%" #at2 ",%" #at3 "}, %" #b_at ", p, 1, 1, 0; }"         \
+               : operands                                                                     \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
+#define OCTAVO_WGMMA_MIXED_OF(count, n, at0, at1, at2, at3, b_at, accumulate_at)                   \
+  template <typename T>                                                                            \
+  __device__ inline void wgmma_mixed(float(&d)[count], const uint32_t(&a)[4], uint64_t b,          \
+                                     int accumulate) {                                             \
+    if constexpr (std::is_same_v<T, bf16>) {                                                       \
+      OCTAVO_WGMMA_MIXED(n, "bf16", OCTAVO_WGMMA_##count##_NAMES, OCTAVO_WGMMA_##count##_OPERANDS, \
+                         at0, at1, at2, at3, b_at, accumulate_at);                                 \
+    } else {                                                                                       \
+      OCTAVO_WGMMA_MIXED(n, "f16", OCTAVO_WGMMA_##count##_NAMES, OCTAVO_WGMMA_##count##_OPERANDS,  \
+                         at0, at1, at2, at3, b_at, accumulate_at);                                 \
+    }                                                                                              \
+  }
+OCTAVO_WGMMA_MIXED_OF(4, 8, 4, 5, 6, 7, 8, 9)
+OCTAVO_WGMMA_MIXED_OF(8, 16, 8, 9, 10, 11, 12, 13)
+OCTAVO_WGMMA_MIXED_OF(16, 32, 16, 17, 18, 19, 20, 21)
+OCTAVO_WGMMA_MIXED_OF(32, 64, 32, 33, 34, 35, 36, 37)
 
 // d += a b: a [64, 16] in registers, b [16, N] in shared memory, contiguous along N.
 #define OCTAVO_WGMMA_REGISTERS_128(type)                                       \

@@ -67,6 +67,12 @@ class ServeConfig:
         default=AUTO,
         choices=(AUTO, "bfloat16", "float16", "float32"),
     )
+    quantization: str = option(
+        "auto: quantised weights of a GGUF file stay so on the CPU; none: they become --dtype; "
+        "int8, int4: other weights are quantised too, on the CPU",
+        default=AUTO,
+        choices=(AUTO, "none", "int8", "int4"),
+    )
     max_model_len: int = option(
         "tokens of prompt and output together; auto: what model and memory allow",
         default=0,
@@ -147,6 +153,11 @@ class ServeConfig:
         parse=parse_int,
         minimum=0,
         maximum=1024,
+    )
+    cpu_isa: str = option(
+        "instruction set of the CPU kernels; auto: the best of this processor",
+        default=AUTO,
+        choices=(AUTO, "avx2", "avx512", "amx"),
     )
     tensor_parallel_size: int = option(
         "GPUs that share the model; this version runs on one", default=1, parse=parse_int, minimum=1
@@ -250,9 +261,7 @@ class ServeConfig:
         "write messages here instead of standard error", default="", metavar="FILE"
     )
     disable_log_requests: bool = option("no line for each request", default=False, parse=parse_bool)
-    otlp_traces_endpoint: str = option(
-        "send a span of each request to this OpenTelemetry collector", default="", metavar="URL"
-    )
+    otlp_traces_endpoint: str = option("where OpenTelemetry spans go", default="", metavar="URL")
 
     def __post_init__(self) -> None:
         for each in options():

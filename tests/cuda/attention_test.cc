@@ -293,6 +293,15 @@ CUDA_TEST(prefill_large) {
   check_attention({.sequences = {{300, 32000}}, .kv_heads = 4});
 }
 
+// Small enough for compute-sanitizer.
+CUDA_TEST(small_attention) {
+  const std::vector<Sequence> mixed = {{1, 40}, {5, 5}, {1, 600}, {70, 200}, {1, 16}};
+  for (const DType kv_dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
+    check_attention({.sequences = mixed, .kv_dtype = kv_dtype});
+    check_attention({.sequences = mixed, .kv_dtype = kv_dtype, .head_dim = 64, .window = 50});
+  }
+}
+
 CUDA_TEST(mixed_prefill_and_decode) {
   std::vector<Sequence> mixed = kDecodes;
   mixed.insert(mixed.begin() + 3, kPrefills.begin(), kPrefills.end());

@@ -44,6 +44,16 @@ def render(over: dict[str, Any] | None = None, release: str = "octavo") -> list[
     return [document for document in documents if document]
 
 
+def test_the_network_policy_is_for_the_pods_and_their_port() -> None:
+    policy = yaml.safe_load((MANIFEST.parent / "networkpolicy.yaml").read_text())["spec"]
+    pod = kind(list(yaml.safe_load_all(MANIFEST.read_text())), "Deployment")["spec"]["template"]
+    wanted = policy["podSelector"]["matchLabels"]
+    assert wanted.items() <= pod["metadata"]["labels"].items()
+    ports = {p["name"] for p in pod["spec"]["containers"][0]["ports"]}
+    assert {p["port"] for rule in policy["ingress"] for p in rule["ports"]} <= ports
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+
+
 def kind(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
     (found,) = [d for d in documents if d["kind"] == name]
     return found

@@ -14,11 +14,27 @@ from octavo.cli.main import COMMANDS, build_parser
 from octavo.engine.status_page import PHASES
 
 TEXT = (ROOT / "README.md").read_text()
-DOCUMENTS = ["README.md", "SECURITY.md", "deploy/README.md", "bench/README.md"]
-# Of helm, systemctl, tests/run.sh and bench/make_model.py.
-FOREIGN_FLAGS = {"--set", "--now", "--install", "--keep", "--weights"}
+DOCUMENTS = [
+    "README.md",
+    "SECURITY.md",
+    "deploy/README.md",
+    "deploy/hardening.md",
+    "bench/README.md",
+    "tests/faults/README.md",
+]
+FOREIGN_FLAGS = {
+    "--set",
+    "--now",
+    "--install",
+    "--keep",
+    "--count",
+    "--seed",
+    "--seconds",
+    "--weights",
+}  # of helm, systemctl, tests/ and bench/make_model.py
 EXAMPLES = {"--some-name", "OCTAVO_SOME_NAME"}
 CMAKE_OPTIONS = {"OCTAVO_BUILD_BENCH"}
+TEST_VARIABLES = {"OCTAVO_FAULTS", "OCTAVO_FAULTS_FIGURES"}
 
 
 def flags_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -41,7 +57,7 @@ def test_flags_and_variables_exist(name: str) -> None:
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     variables = set(re.findall(r"OCTAVO_[A-Z_]+[A-Z]", text))
     assert flags <= known_flags() | FOREIGN_FLAGS | EXAMPLES
-    assert variables <= VARIABLES | CMAKE_OPTIONS | EXAMPLES
+    assert variables <= VARIABLES | CMAKE_OPTIONS | TEST_VARIABLES | EXAMPLES
 
 
 def test_probes_and_phases_are_complete() -> None:

@@ -3,115 +3,23 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes.fake_core import LOST_DEVICE, MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
-from octavo.engine.client import ModelInfo, RequestStream
-from octavo.engine.endpoint import Endpoint
-from octavo.engine.socket_client import SocketEngineClient
-from octavo.engine.status_page import StatusPage
+from engine.stack import WAIT_S, Stack, params, tokens_of, wait_for
+from fakes.fake_core import MAX_MODEL_LEN, VOCAB_SIZE
+from octavo.engine.client import ModelInfo
 from octavo.errors import (
-    EngineError,
     EngineFaultError,
     InvalidRequestError,
     NotReadyError,
     QueueFullError,
 )
-from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-WAIT_S = 20.0
-
-
-def wait_for(condition: Callable[[], object], what: str = "the condition") -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.005)
-
-
-@dataclass
-class Stack:
-    """An engine with its endpoint, and clients of it."""
-
-    path: str
-    page: StatusPage
-    engine: FakeEngine
-    endpoint: Endpoint
-    listener: socket.socket
-    thread: threading.Thread
-    clients: list[SocketEngineClient]
-    failures: list[BaseException]
-
-    def connect(self) -> SocketEngineClient:
-        client = SocketEngineClient(self.path, self.page)
-        client.start()
-        self.clients.append(client)
-        wait_for(client.is_connected, "the connection")
-        return client
-
-    def stop(self) -> None:
-        self.endpoint.stop()
-        self.thread.join(WAIT_S)
-        assert not self.thread.is_alive()
-
-
-def make_stack(listener: socket.socket, path: str, page: StatusPage, **engine: Any) -> Stack:
-    compiler = engine.pop("compiler", None)
-    fake = FakeEngine(**engine)
-    fake.start()
-    info = ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN)
-    endpoint = Endpoint(fake, listener, info, lambda s: s, compiler)
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            endpoint.run()
-        except EngineError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return Stack(path, page, fake, endpoint, listener, thread, [], failures)
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    page = StatusPage()
-    page.begin_generation()
-    page.enter("ready")
-    path = str(tmp_path / "engine")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    listener.listen()
-    stacks: list[Stack] = []
-
-    def make(**engine: Any) -> Stack:
-        stacks.append(make_stack(listener, path, page, **engine))
-        return stacks[-1]
-
-    yield make
-    for stack in stacks:
-        for client in stack.clients:
-            client.close()
-        stack.stop()
-    listener.close()
-
-
-def tokens_of(stream: RequestStream) -> list[int]:
-    return [token for output in stream for token in output.token_ids]
-
-
-def params(max_tokens: int, **fields: object) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+    from collections.abc import Callable
 
 
 def test_a_request_gets_its_tokens_and_one_finish_reason(serve: Callable[..., Stack]) -> None:
@@ -237,15 +145,15 @@ def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> Non
 def test_a_lost_device_is_named_by_the_endpoint_and_in_the_log(
     serve: Callable[..., Stack], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stack = serve(lost_on_token=1)
+    stack = serve(lost_device="CUDA error 719: unspecified launch failure")
     stream = stack.connect().submit([1], params(10**6))
     with pytest.raises(EngineFaultError) as caught:
         for _ in stream:
             pass
-    assert LOST_DEVICE not in str(caught.value)
+    assert "719" not in str(caught.value)
     stack.thread.join(WAIT_S)
-    assert str(stack.failures[0]) == LOST_DEVICE
-    assert f"A step failed: {LOST_DEVICE}" in caplog.text
+    assert str(stack.failures[0]) == "CUDA error 719: unspecified launch failure"
+    assert "A step failed: CUDA error 719" in caplog.text
 
 
 def test_an_engine_that_ends_in_good_order_fails_what_runs(serve: Callable[..., Stack]) -> None:
@@ -374,7 +282,7 @@ def test_one_sequence_can_be_aborted(serve: Callable[..., Stack]) -> None:
         tokens[output.sequence_index] += output.token_ids
         if output.finish_reason:
             reasons[output.sequence_index] = output.finish_reason
-        if output.sequence_index == 0 and len(tokens[0]) == 3:
+        if output.sequence_index == 0 and len(tokens[0]) >= 3:
             stream.abort_sequence(0)
     assert reasons == {0: "abort", 1: "length"}
     assert len(tokens[0]) < 200
@@ -382,57 +290,3 @@ def test_one_sequence_can_be_aborted(serve: Callable[..., Stack]) -> None:
     assert next(each for each in stack.engine.aborted if isinstance(each, tuple))[1] == 0
     assert client.num_live == 0
     stream.abort_sequence(1)  # over: harmless
-
-
-def test_a_grammar_is_refused_where_there_is_no_compiler(serve: Callable[..., Stack]) -> None:
-    client = serve().connect()
-    with pytest.raises(InvalidRequestError):
-        tokens_of(client.submit([1, 2, 3], params(5, grammar="start: x")))
-    assert tokens_of(client.submit([1, 2, 3], params(2))) == [4, 5]
-
-
-class Compiled:
-    matcher = None
-    mask = b""
-
-
-class SlowCompiler:
-    """Compiles when it is told to; the text "bad" is none."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.began = threading.Event()
-
-    def compile(self, text: str) -> Compiled:
-        self.began.set()
-        assert self.go.wait(WAIT_S)
-        if text == "bad":
-            raise InvalidRequestError("The grammar is bad.")
-        return Compiled()
-
-
-def test_grammars_over_the_socket(
-    serve: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler = SlowCompiler()
-    monkeypatch.setattr("octavo.engine.grammars.MaskMaker.add", lambda *_: None)
-    stack = serve(compiler=compiler)
-    client = stack.connect()
-    good = client.submit([1, 2, 3], params(2, grammar="good"))
-    bad = client.submit([1, 2, 3], params(2, grammar="bad"))
-    gone = client.submit([1, 2, 3], params(2, grammar="good"))
-    assert compiler.began.wait(WAIT_S)
-    assert tokens_of(client.submit([1, 2, 3], params(2))) == [4, 5]  # nobody else waits
-    gone.abort()
-    wait_for(lambda: len(stack.endpoint._grammars._ids) == 2, "the abort")
-    leaver = stack.connect()
-    leaver.submit([1, 2, 3], params(2, grammar="good"))
-    wait_for(lambda: len(stack.endpoint._grammars._ids) == 3, "the submit")
-    leaver.close()
-    wait_for(lambda: len(stack.endpoint._grammars._ids) == 2, "the client's end")
-    compiler.go.set()
-    assert tokens_of(good) == [4, 5]
-    with pytest.raises(InvalidRequestError, match="bad"):
-        tokens_of(bad)
-    wait_for(lambda: len(stack.endpoint._connections) == 1, "the connection's end")
-    assert not any(each.live for each in stack.endpoint._connections.values())

@@ -61,7 +61,12 @@ def reference(config: dict[str, Any], weights: Tensors | None = None) -> list[in
 
 
 def generate(path: Path) -> list[int]:
-    options = {"dtype": "float32", "kv_cache_dtype": "float32", "device": "cpu"}
+    options = {
+        "dtype": "float32",
+        "quantization": "none",
+        "kv_cache_dtype": "float32",
+        "device": "cpu",
+    }
     with llm_module.LLM(str(path), kv_cache_memory_bytes=32 << 20, num_threads=1, **options) as llm:
         params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
         return list(llm.generate([PROMPT], params)[0].outputs[0].token_ids)

@@ -16,19 +16,25 @@ if TYPE_CHECKING:
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, logprobs=3, prompt_logprobs=1)
 SCORE = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-MAX_MEAN_BFLOAT16 = 0.03  # a peer in bfloat16 shows 0.026 on such prompts
+# Mean differences of log-probabilities, with a fifth above what was measured
+# (bench/results/2026-11-22-cpu.md); a peer in bfloat16 shows 0.026 on such prompts.
+BOUNDS = [
+    ({"quantization": "none", "dtype": "bfloat16"}, 0.03),
+    ({"quantization": "auto"}, 0.06),
+    ({"quantization": "none", "kv_cache_dtype": "int8"}, 0.06),
+]
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def load(path: Path, dtype: str) -> LLM:
-    return LLM(str(path), dtype=dtype, max_model_len=2048, kv_cache_memory_bytes=1 << 29)
+def load(path: Path, **options: str) -> LLM:
+    return LLM(str(path), max_model_len=2048, kv_cache_memory_bytes=1 << 29, **options)
 
 
 @pytest.fixture(scope="module")
 def answers(demo_path: Path, prompts: list[dict[str, Any]]) -> list[RequestOutput]:
     """Greedy answers of the engine in float32."""
-    with load(demo_path, "float32") as llm:
+    with load(demo_path, quantization="none", dtype="float32") as llm:
         texts = [prompt["text"] for prompt in prompts if "text" in prompt]
         chats = [prompt["messages"] for prompt in prompts if "messages" in prompt]
         return llm.generate(texts, GREEDY) + llm.chat(chats, GREEDY)
@@ -60,12 +66,17 @@ def test_float32_greedy_text_equals_transformers(comparisons: list[Comparison]) 
     assert [each.num_not_greedy for each in comparisons] == [0] * len(comparisons)
 
 
-def test_bfloat16_logprobs_stay_close(
-    demo_path: Path, answers: list[RequestOutput], comparisons: list[Comparison]
+@pytest.mark.parametrize(("options", "bound"), BOUNDS)
+def test_narrow_logprobs_stay_close(
+    options: dict[str, str],
+    bound: float,
+    demo_path: Path,
+    answers: list[RequestOutput],
+    comparisons: list[Comparison],
 ) -> None:
     """On the same tokens: each prompt with its float32 answer, scored."""
     texts = [each.prompt_token_ids + each.outputs[0].token_ids for each in answers]
-    with load(demo_path, "bfloat16") as llm:
+    with load(demo_path, **options) as llm:
         scored = llm.generate(texts, SCORE)
     deltas = []
     for output, comparison in zip(scored, comparisons, strict=True):
@@ -73,4 +84,4 @@ def test_bfloat16_logprobs_stay_close(
             next(iter(each.values())).logprob for each in (output.prompt_logprobs or [])[1:]
         ]
         deltas += [abs(a - b) for a, b in zip(logprobs, comparison.logprobs, strict=True)]
-    assert sum(deltas) / len(deltas) <= MAX_MEAN_BFLOAT16
+    assert sum(deltas) / len(deltas) <= bound

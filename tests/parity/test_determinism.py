@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,6 +92,23 @@ def both(llm: LLM) -> dict[str, Result]:
 def test_the_two_ways_to_sample_differ(alone: dict[str, Result]) -> None:
     assert alone["greedy"] != alone["seeded"]
     assert len(alone["greedy"][0][0]) == GREEDY.max_tokens
+
+
+@pytest.mark.parametrize("quantization", ["auto", "none"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+def test_every_instruction_set(isa: str, quantization: str, load: Callable[..., LLM]) -> None:
+    """Alone and at once, against in chunks and among others."""
+    try:
+        llm = load(cpu_isa=isa, quantization=quantization)
+    except ConfigError:
+        pytest.skip(f"this processor has no {isa}")
+    expected = both(llm)
+    chunked = load(
+        cpu_isa=isa, quantization=quantization, max_num_batched_tokens=19, max_num_seqs=8
+    )
+    params = [GREEDY, SEEDED, *[GREEDY] * 6]
+    outputs = chunked.generate([PROMPT, PROMPT, *OTHERS[:6]], params)
+    assert {"greedy": result(outputs[0]), "seeded": result(outputs[1])} == expected
 
 
 def test_again(load: Callable[..., LLM], alone: dict[str, Result]) -> None:

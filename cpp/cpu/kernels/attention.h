@@ -1,7 +1,8 @@
 // Causal attention of up to 64 query rows of one KV head over the paged cache, with an online
 // softmax over tiles of 64 keys in ascending position. Q, K, V and the probabilities are float32.
-// Each tile is widened once into scratch ([head_dim][64] keys, [64][head_dim] values) and serves
-// all rows, so that the query heads of a group read the cache once.
+// A tile serves all rows, so that the query heads of a group read the cache once. For many rows it
+// is widened into scratch first ([head_dim][64] keys, [64][head_dim] values); for the few of a
+// decode it is widened in registers. Both ways add the same terms in the same order.
 // Bound: fused multiply-add issue for prefill, cache bandwidth for decode.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 #pragma once
@@ -12,14 +13,52 @@
 namespace octavo::cpu {
 namespace {
 
+struct Int8 {
+  int8_t bits;
+};
+inline Vec load(const Int8* p) { return load_int8(&p->bits); }
+inline float widen(Int8 x) { return x.bits; }
+inline void narrow(float x, Int8* out) { out->bits = static_cast<int8_t>(__builtin_rintf(x)); }
+
+template <typename T>
+inline constexpr bool kHasScales = false;
+template <>
+inline constexpr bool kHasScales<Int8> = true;
+
+inline float* scale_at(std::byte* base, const KVHeadView& kv, int64_t slot) {
+  std::byte* block = base + slot / kv.block_size * kv.block_stride_bytes;
+  return reinterpret_cast<float*>(block) + slot % kv.block_size;
+}
+
+// 1/127 of the greatest magnitude; NaN when there is a NaN, so that it is not lost in rounding.
+inline float int8_scale(const float* x, int64_t size) {
+  float greatest = 0.0f;
+  for (int64_t i = 0; i < size; ++i) {
+    const float magnitude = __builtin_fabsf(x[i]);
+    greatest = magnitude > greatest || magnitude != magnitude ? magnitude : greatest;
+  }
+  return greatest / 127.0f;
+}
+
 template <typename T>
 void write_kv(const KVHeadView& kv, int64_t slot, const float* key, const float* value) {
   const int64_t offset = slot / kv.block_size * kv.block_stride_bytes;
   const int64_t in_block = slot % kv.block_size;
+  float key_factor = 1.0f, value_factor = 1.0f;
+  if constexpr (kHasScales<T>) {
+    const float key_scale = int8_scale(key, kv.head_dim);
+    const float value_scale = int8_scale(value, kv.head_dim);
+    *scale_at(kv.key_scale_base, kv, slot) = key_scale;
+    *scale_at(kv.value_scale_base, kv, slot) = value_scale;
+    key_factor = key_scale > 0.0f ? 1.0f / key_scale : 0.0f;
+    value_factor = value_scale > 0.0f ? 1.0f / value_scale : 0.0f;
+  }
   T* key_out = reinterpret_cast<T*>(kv.key_base + offset) + in_block;
   T* value_out = reinterpret_cast<T*>(kv.value_base + offset) + in_block * kv.head_dim;
-  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(key[d], key_out + d * kv.block_size);
-  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(value[d], value_out + d);
+  for (int64_t d = 0; d < kv.head_dim; ++d) {
+    narrow(key[d] * key_factor, key_out + d * kv.block_size);
+  }
+  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(value[d] * value_factor, value_out + d);
 }
 
 struct AttentionScratch {
@@ -67,46 +106,155 @@ inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
   }
 }
 
-// Keys of [first, first + n) of one block: columns of the tile.
+// Part of a tile: `n` slots of one block, from slot `first` of it on.
+struct TilePart {
+  const KVHeadView& kv;
+  int64_t offset;  // of the block
+  int64_t first;
+  int64_t n;
+
+  template <typename T>
+  const T* keys() const {
+    return reinterpret_cast<const T*>(kv.key_base + offset) + first;
+  }
+  template <typename T>
+  const T* values() const {
+    return reinterpret_cast<const T*>(kv.value_base + offset) + first * kv.head_dim;
+  }
+  const float* key_scales() const {
+    return reinterpret_cast<const float*>(kv.key_scale_base + offset) + first;
+  }
+  const float* value_scales() const {
+    return reinterpret_cast<const float*>(kv.value_scale_base + offset) + first;
+  }
+};
+
+// Keys become columns of the tile.
 template <typename T>
-void gather_keys(const T* block, int64_t block_size, int64_t head_dim, int64_t n, float* out) {
-  for (int64_t d = 0; d < head_dim; ++d) {
-    const T* in = block + d * block_size;
-    float* row = out + d * kKeyTile;
+void gather_keys(const TilePart& part, float* out) {
+  const T* in = part.keys<T>();
+  const float* scales = part.key_scales();
+  for (int64_t d = 0; d < part.kv.head_dim; ++d, in += part.kv.block_size, out += kKeyTile) {
     int64_t j = 0;
-    for (; j + kLanes <= n; j += kLanes) store(row + j, load(in + j));
-    for (; j < n; ++j) row[j] = widen(in[j]);
+    for (; j + kLanes <= part.n; j += kLanes) {
+      const Vec x = load(in + j);
+      store(out + j, kHasScales<T> ? mul(x, load(scales + j)) : x);
+    }
+    for (; j < part.n; ++j) out[j] = kHasScales<T> ? widen(in[j]) * scales[j] : widen(in[j]);
   }
 }
 
-// Values of the same tokens: rows of the tile, zero from head_dim on.
+// Values become rows of the tile, zero from head_dim on.
 template <typename T>
-void gather_values(const T* block, int64_t head_dim, int64_t n, float* out) {
-  const int64_t padded = padded_head_dim(head_dim);
-  for (int64_t j = 0; j < n; ++j) {
-    const T* in = block + j * head_dim;
-    float* row = out + j * padded;
+void gather_values(const TilePart& part, float* out) {
+  const int64_t head_dim = part.kv.head_dim, padded = padded_head_dim(head_dim);
+  const T* in = part.values<T>();
+  for (int64_t j = 0; j < part.n; ++j, in += head_dim, out += padded) {
+    const float scale = kHasScales<T> ? part.value_scales()[j] : 1.0f;
     int64_t d = 0;
-    for (; d + kLanes <= head_dim; d += kLanes) store(row + d, load(in + d));
-    for (; d < padded; ++d) row[d] = d < head_dim ? widen(in[d]) : 0.0f;
+    for (; d + kLanes <= head_dim; d += kLanes) {
+      const Vec x = load(in + d);
+      store(out + d, kHasScales<T> ? mul(x, set1(scale)) : x);
+    }
+    for (; d < padded; ++d) out[d] = d < head_dim ? widen(in[d]) * scale : 0.0f;
   }
+}
+
+// Where the part of a tile that begins at absolute position `begin` lies, at most `count` slots.
+inline TilePart part_at(const AttentionTask& task, int64_t begin, int64_t count) {
+  const int64_t size = task.kv.block_size, first = begin % size;
+  return {task.kv, task.block_table[begin / size] * task.kv.block_stride_bytes, first,
+          smaller(size - first, count)};
 }
 
 // Columns of the tile past `count` keep what they held; the mask hides their scores.
 template <typename T>
 void gather_tile(const AttentionTask& task, int64_t begin, int64_t count,
                  const AttentionScratch& s) {
-  const KVHeadView& kv = task.kv;
-  const int64_t padded = padded_head_dim(kv.head_dim);
+  const int64_t padded = padded_head_dim(task.kv.head_dim);
   for (int64_t done = 0; done < count;) {
-    const int64_t position = begin + done, first = position % kv.block_size;
-    const int64_t n = smaller(kv.block_size - first, count - done);
-    const int64_t offset = task.block_table[position / kv.block_size] * kv.block_stride_bytes;
-    gather_keys(reinterpret_cast<const T*>(kv.key_base + offset) + first, kv.block_size,
-                kv.head_dim, n, s.keys + done);
-    gather_values(reinterpret_cast<const T*>(kv.value_base + offset) + first * kv.head_dim,
-                  kv.head_dim, n, s.values + done * padded);
-    done += n;
+    const TilePart part = part_at(task, begin + done, count - done);
+    gather_keys<T>(part, s.keys + done);
+    gather_values<T>(part, s.values + done * padded);
+    done += part.n;
+  }
+}
+
+// One dimension of sixteen keys.
+template <typename T>
+inline Vec load_keys(const T* keys, const float* scales) {
+  if constexpr (kHasScales<T>) return mul(load(keys), load(scales));
+  return load(keys);
+}
+
+// scores[r, j] = q[r] . key[j], straight from the cache. Vectors past `count` repeat the first; the
+// mask hides them. Requires: block_size is a multiple of 16.
+template <typename T, int kRows>
+void score_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
+                    int64_t count) {
+  const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
+  for (int64_t j = 0; j < count; j += kTileVecs * kLanes) {
+    const T* keys[kTileVecs];
+    const float* scales[kTileVecs];
+    for (int v = 0; v < kTileVecs; ++v) {
+      const int64_t at = j + v * kLanes < count ? j + v * kLanes : j;
+      const TilePart part = part_at(task, begin + at, kLanes);
+      keys[v] = part.keys<T>();
+      scales[v] = part.key_scales();
+    }
+    Vec acc[kRows][kTileVecs] = {};
+    for (int64_t d = 0; d < head_dim; ++d) {
+      Vec column[kTileVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVecs; ++v) {
+        column[v] = load_keys(keys[v] + d * task.kv.block_size, scales[v]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Vec x = set1(s.q[r * padded + d]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kTileVecs; ++v) acc[r][v] = fma(x, column[v], acc[r][v]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVecs; ++v) {
+        store(s.scores + r * kKeyTile + j + v * kLanes, acc[r][v]);
+      }
+    }
+  }
+}
+
+// out[r] += sum over j ascending of probability[r, j] * value[j], straight from the cache, for
+// kVecs vectors of columns.
+template <typename T, int kRows, int kVecs>
+void weigh_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
+                    int64_t count, int64_t col) {
+  const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
+  Vec acc[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = load(s.out + r * padded + col + v * kLanes);
+  }
+  for (int64_t done = 0; done < count;) {
+    const TilePart part = part_at(task, begin + done, count - done);
+    const T* values = part.values<T>() + col;
+    for (int64_t i = 0; i < part.n; ++i, values += head_dim) {
+      Vec value[kVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) {
+        value[v] = load(values + v * kLanes);
+        if constexpr (kHasScales<T>) value[v] = mul(value[v], set1(part.value_scales()[i]));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Vec p = set1(s.scores[r * kKeyTile + done + i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = fma(p, value[v], acc[r][v]);
+      }
+    }
+    done += part.n;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) store(s.out + r * padded + col + v * kLanes, acc[r][v]);
   }
 }
 
@@ -227,6 +375,43 @@ inline void end_rows(const AttentionTask& task, const AttentionScratch& s) {
   }
 }
 
+// Whether a task's rows are so few that widening a tile into scratch would cost more than it saves.
+inline bool reads_in_place(const AttentionTask& task) {
+  return task.num_rows <= kTileRows && task.kv.block_size % kLanes == 0 &&
+         task.kv.head_dim % kLanes == 0;
+}
+
+template <typename T, int kRows = kTileRows>
+void attend_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
+                     int64_t count) {
+  if (task.num_rows < kRows) {
+    if constexpr (kRows > 1) attend_in_place<T, kRows - 1>(task, s, begin, count);
+    return;
+  }
+  score_in_place<T, kRows>(task, s, begin, count);
+  for (int64_t r = 0; r < kRows; ++r) softmax_row(task, s, r, begin);
+  int64_t col = 0;
+  for (; col + kTileVecs * kLanes <= task.kv.head_dim; col += kTileVecs * kLanes) {
+    weigh_in_place<T, kRows, kTileVecs>(task, s, begin, count, col);
+  }
+  for (; col < task.kv.head_dim; col += kLanes) {
+    weigh_in_place<T, kRows, 1>(task, s, begin, count, col);
+  }
+}
+
+template <typename T>
+void attend_tile(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
+                 int64_t count) {
+  gather_tile<T>(task, begin, count, s);
+  for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
+    score_group(task, s, r, smaller(kTileRows, task.num_rows - r));
+  }
+  for (int64_t r = 0; r < task.num_rows; ++r) softmax_row(task, s, r, begin);
+  for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
+    weigh_group(task, s, r, smaller(kTileRows, task.num_rows - r), count);
+  }
+}
+
 template <typename T>
 void attention(const AttentionTask& task) {
   const AttentionScratch s = divide_scratch(task.scratch, padded_head_dim(task.kv.head_dim));
@@ -239,13 +424,10 @@ void attention(const AttentionTask& task) {
   }
   for (; begin < end; begin += kKeyTile) {
     const int64_t count = smaller(kKeyTile, end - begin);
-    gather_tile<T>(task, begin, count, s);
-    for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
-      score_group(task, s, r, smaller(kTileRows, task.num_rows - r));
-    }
-    for (int64_t r = 0; r < task.num_rows; ++r) softmax_row(task, s, r, begin);
-    for (int64_t r = 0; r < task.num_rows; r += kTileRows) {
-      weigh_group(task, s, r, smaller(kTileRows, task.num_rows - r), count);
+    if (reads_in_place(task)) {
+      attend_in_place<T>(task, s, begin, count);
+    } else {
+      attend_tile<T>(task, s, begin, count);
     }
   }
   end_rows(task, s);

@@ -161,13 +161,10 @@ struct QuantProduct {
     static_assert(kVecs == 1);
     constexpr int kPerScale = kBlockVectors / static_cast<int>(kLayout.num_scales);
     const int64_t depth = args.depth, num_blocks = depth / kBlockDepth;
-    const auto* scales =
-        reinterpret_cast<const uint16_t*>(panel + scales_offset(kLayout, num_blocks));
-    const auto* minima =
-        reinterpret_cast<const uint16_t*>(panel + minima_offset(kLayout, num_blocks));
     ByteBlock w;
     for (int64_t b = 0; b < num_blocks; ++b) {
-      unpack_block<kFormat>(panel + b * kLayout.quant_bytes, w);
+      const std::byte* record = panel + b * kLayout.record_bytes();
+      unpack_block<kFormat>(record + kLayout.quants_offset(), w);
       const std::byte* quants = QuantizedRow::quants(x, b);
       for (int s = 0; s < kLayout.num_scales; ++s) {
         IntVec sums[kRows];
@@ -177,7 +174,7 @@ struct QuantProduct {
         for (int g = s * kPerScale; g < (s + 1) * kPerScale; g += kGroups) {
           add_groups(w, quants, args.x_stride_bytes, g, sums);
         }
-        const Vec scale = load(scales + (b * kLayout.num_scales + s) * kPanelRows);
+        const Vec scale = load(scales_of(record, s));
         for (int r = 0; r < kRows; ++r) {
           const std::byte* row = x + r * args.x_stride_bytes;
           const Vec sum = {_mm256_cvtepi32_ps(sums[r].lo), _mm256_cvtepi32_ps(sums[r].hi)};
@@ -186,7 +183,7 @@ struct QuantProduct {
         }
       }
       if constexpr (kLayout.has_minimum) {
-        const Vec minimum = load(minima + b * kPanelRows);
+        const Vec minimum = load(minima_of<kFormat>(record));
         for (int r = 0; r < kRows; ++r) {
           const std::byte* row = x + r * args.x_stride_bytes;
           acc[r][0] = fma(minimum, set1(*QuantizedRow::scaled_sum(row, depth, b)), acc[r][0]);

@@ -14,9 +14,9 @@ namespace octavo::cpu {
 namespace {
 
 constexpr int64_t kCacheLineBytes = 64;
-// How far ahead of the product the panel is fetched: about the latency of DRAM at the rate of one
-// core's share of its bandwidth.
-constexpr int64_t kPrefetchBytes = 1024;
+// How far ahead of the product the panels are fetched: the latency of DRAM at one core's rate, and
+// past a page's end, where the hardware prefetcher stops.
+constexpr int64_t kPrefetchBytes = 4096;
 
 // Adds one block, given its exact integer sums (one for each scale), to a row's accumulator.
 template <PanelFormat kFormat>
@@ -58,7 +58,6 @@ struct QuantProduct {
   static constexpr int kMaxRows = 12;
   static constexpr int kMaxVecs = 1;
   static constexpr QuantLayout kLayout = quant_layout(kFormat);
-  static constexpr int64_t kBlockBytes = panel_bytes(kFormat, 2 * kBlockDepth) / 2;
 
   // Two chains of sums: the halves of a block, which formats with two scales keep apart.
   static void sum_block(const std::byte* row, int64_t depth, int64_t block,
@@ -80,22 +79,19 @@ struct QuantProduct {
                   Vec (&acc)[kRows][kVecs]) {
     static_assert(kVecs == 1);
     const int64_t num_blocks = args.depth / kBlockDepth;
-    const auto* scales =
-        reinterpret_cast<const uint16_t*>(panel + scales_offset(kLayout, num_blocks));
-    const auto* minima =
-        reinterpret_cast<const uint16_t*>(panel + minima_offset(kLayout, num_blocks));
     for (int64_t b = 0; b < num_blocks; ++b) {
-      for (int64_t i = 0; i < kBlockBytes; i += kCacheLineBytes) {
-        _mm_prefetch(panel + b * kBlockBytes + i + kPrefetchBytes, _MM_HINT_T0);
+      const std::byte* record = panel + b * kLayout.record_bytes();
+      for (int64_t i = 0; i < kLayout.record_bytes(); i += kCacheLineBytes) {
+        _mm_prefetch(record + i + kPrefetchBytes, _MM_HINT_T0);
       }
       __m512i w[kBlockVectors];
-      unpack_block<kFormat>(panel + b * kLayout.quant_bytes, w);
+      unpack_block<kFormat>(record + kLayout.quants_offset(), w);
       Vec scale[2];
 #pragma GCC unroll 2
       for (int s = 0; s < kLayout.num_scales; ++s) {
-        scale[s] = load(scales + (b * kLayout.num_scales + s) * kPanelRows);
+        scale[s] = load(scales_of(record, s));
       }
-      const Vec minimum = kLayout.has_minimum ? load(minima + b * kPanelRows) : zero();
+      const Vec minimum = kLayout.has_minimum ? load(minima_of<kFormat>(record)) : zero();
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const std::byte* row = x + r * args.x_stride_bytes;

@@ -39,15 +39,23 @@ void quantize_row(const float* x, int64_t depth, std::byte* out) {
     const float greatest = reduce_max(max(absolute(first), absolute(second)));
     const bool is_bad = (mask_nan(first) | mask_nan(second)) != 0 || greatest > 3e38f;
     const float inverse = greatest > 0.0f && !is_bad ? 127.0f / greatest : 0.0f;
-    const int32_t low = round_to_int8(mul(first, set1(inverse)), quants + b * kBlockDepth);
-    const int32_t high =
-        round_to_int8(mul(second, set1(inverse)), quants + b * kBlockDepth + kLanes);
+    const auto [low, high] = round_to_int8(mul(first, set1(inverse)), mul(second, set1(inverse)),
+                                           quants + b * kBlockDepth);
     scales[b] = is_bad ? __builtin_nanf("") : greatest / 127.0f;
     scaled_sums[b] = scales[b] * static_cast<float>(low + high);
     offsets[b] = -8 * (low + high);
     half_offsets[2 * b] = -8 * low;
     half_offsets[2 * b + 1] = -8 * high;
   }
+}
+
+inline const uint16_t* scales_of(const std::byte* record, int64_t s) {
+  return reinterpret_cast<const uint16_t*>(record + s * kScaleBytes);
+}
+
+template <PanelFormat kFormat>
+inline const uint16_t* minima_of(const std::byte* record) {
+  return reinterpret_cast<const uint16_t*>(record + quant_layout(kFormat).minima_offset());
 }
 
 // Feature k of column `lane` in the quants of one block.
@@ -70,18 +78,13 @@ inline int32_t quant_at(const std::byte* block, int64_t lane, int64_t k) {
 template <PanelFormat kFormat>
 void unpack_quantized(const std::byte* panel, int64_t lane, int64_t depth, float* out) {
   constexpr QuantLayout kLayout = quant_layout(kFormat);
-  const int64_t num_blocks = depth / kBlockDepth;
-  const auto* scales =
-      reinterpret_cast<const uint16_t*>(panel + scales_offset(kLayout, num_blocks)) + lane;
-  const auto* minima =
-      reinterpret_cast<const uint16_t*>(panel + minima_offset(kLayout, num_blocks)) + lane;
   for (int64_t k = 0; k < depth; ++k) {
-    const int64_t b = k / kBlockDepth;
-    const int64_t s = k * kLayout.num_scales / kBlockDepth;
+    const std::byte* record = panel + k / kBlockDepth * kLayout.record_bytes();
+    const int64_t in_block = k % kBlockDepth, s = in_block * kLayout.num_scales / kBlockDepth;
     const int32_t quant =
-        quant_at<kFormat>(panel + b * kLayout.quant_bytes, lane, k % kBlockDepth) - kLayout.zero;
-    out[k] = widen(scales[s * kPanelRows]) * static_cast<float>(quant);
-    if constexpr (kLayout.has_minimum) out[k] += widen(minima[b * kPanelRows]);
+        quant_at<kFormat>(record + kLayout.quants_offset(), lane, in_block) - kLayout.zero;
+    out[k] = widen(scales_of(record, s)[lane]) * static_cast<float>(quant);
+    if constexpr (kLayout.has_minimum) out[k] += widen(minima_of<kFormat>(record)[lane]);
   }
 }
 

@@ -50,9 +50,11 @@ constexpr Kernels common_kernels() {
   k.write_kv[static_cast<int>(KVFormat::kFloat32)] = write_kv<float>;
   k.write_kv[static_cast<int>(KVFormat::kFloat16)] = write_kv<uint16_t>;
   k.write_kv[static_cast<int>(KVFormat::kBFloat16)] = write_kv<BFloat16>;
+  k.write_kv[static_cast<int>(KVFormat::kInt8)] = write_kv<Int8>;
   k.attention[static_cast<int>(KVFormat::kFloat32)] = attention<float>;
   k.attention[static_cast<int>(KVFormat::kFloat16)] = attention<uint16_t>;
   k.attention[static_cast<int>(KVFormat::kBFloat16)] = attention<BFloat16>;
+  k.attention[static_cast<int>(KVFormat::kInt8)] = attention<Int8>;
 
   k.max_or_nan = max_or_nan;
   k.run_maxima = run_maxima;

@@ -75,18 +75,23 @@ inline Vec zero_where_less(Vec x, Vec a, Vec b) {
           _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ), x.hi)};
 }
 
-// Rounds to the nearest whole number, even of two; returns the sum of the sixteen.
-inline int32_t round_to_int8(Vec x, int8_t* out) {
-  const __m256i lo = _mm256_cvtps_epi32(x.lo), hi = _mm256_cvtps_epi32(x.hi);
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xD8);
-  const __m128i bytes =
-      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
-  const __m256i eight = _mm256_add_epi32(lo, hi);
-  const __m128i four =
-      _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+// The sums of bytes 0..15 and 16..31.
+struct HalfSums {
+  int32_t low, high;
+};
+// Rounds to the nearest whole number, even of two: 32 bytes of `out`.
+inline HalfSums round_to_int8(Vec low, Vec high, int8_t* out) {
+  const __m256i first = _mm256_packs_epi32(_mm256_cvtps_epi32(low.lo), _mm256_cvtps_epi32(low.hi));
+  const __m256i second =
+      _mm256_packs_epi32(_mm256_cvtps_epi32(high.lo), _mm256_cvtps_epi32(high.hi));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i both = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), both);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), both);
+  __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  sums = _mm256_hadd_epi32(sums, sums);
+  sums = _mm256_hadd_epi32(sums, sums);
+  return {_mm256_cvtsi256_si32(sums), _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1))};
 }
 
 template <int kPredicate>
@@ -119,6 +124,12 @@ struct BFloat16 {
 inline Vec load(const BFloat16* p) {
   return {widen_bfloat16(&p->bits), widen_bfloat16(&p->bits + 8)};
 }
+
+inline __m256 widen_int8(const int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+inline Vec load_int8(const int8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
 
 }  // namespace
 }  // namespace octavo::cpu

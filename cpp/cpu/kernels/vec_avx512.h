@@ -59,11 +59,20 @@ inline Vec zero_where_less(Vec x, Vec a, Vec b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
 
-// Rounds to the nearest whole number, even of two; returns the sum of the sixteen.
-inline int32_t round_to_int8(Vec x, int8_t* out) {
-  const __m512i whole = _mm512_cvtps_epi32(x.v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtsepi32_epi8(whole));
-  return _mm512_reduce_add_epi32(whole);
+// The sums of bytes 0..15 and 16..31.
+struct HalfSums {
+  int32_t low, high;
+};
+// Rounds to the nearest whole number, even of two: 32 bytes of `out`.
+inline HalfSums round_to_int8(Vec low, Vec high, int8_t* out) {
+  const __m128i first = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(low.v));
+  const __m128i second = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(high.v));
+  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), both);
+  __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), both);
+  sums = _mm256_hadd_epi32(sums, sums);
+  sums = _mm256_hadd_epi32(sums, sums);
+  return {_mm256_cvtsi256_si32(sums), _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1))};
 }
 
 // One bit a lane.
@@ -85,6 +94,11 @@ struct BFloat16 {
 inline Vec load(const BFloat16* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+
+inline Vec load_int8(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
 }
 
 }  // namespace

@@ -81,6 +81,10 @@ class OfflineEngine:
         prompt_tokens = sum(len(item.prompt) for item in items)
         return Totals(seconds, prompt_tokens, output_tokens, stats)
 
+    def stats(self) -> dict[str, float]:
+        """The engine's counters and gauges, as of its last step."""
+        return self._engine.stats()
+
     def _sampling(self, max_tokens: int) -> object:
         return self._to_sampling(
             SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=max_tokens)

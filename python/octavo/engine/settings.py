@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from octavo import _core
+from octavo.errors import ConfigError
 from octavo.options import AUTO
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def engine_config(
     core.device = device(config)
     core.weight_dtype = weight_dtype(config, info, core.device)
     core.max_num_batched_tokens = step_tokens(config, core.device)
+    core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
+    core.keep_quantized = config.quantization != "none"
+    core.quantization = quantize_to(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
     core.eos_token_ids = list(generation.eos_token_ids)
@@ -76,6 +80,19 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
     if config.dtype != AUTO:
         return config.dtype
     return "float16" if info.dtype == "float16" and device != "cpu" else "bfloat16"
+
+
+def quantize_to(config: ServeConfig, device: str) -> str:
+    """What plain weights are quantised to at load; empty: they are not.
+
+    Raises:
+        ConfigError: The device cannot.
+    """
+    if config.quantization in (AUTO, "none"):
+        return ""
+    if device != "cpu":
+        raise ConfigError(f"--quantization {config.quantization} needs --device cpu.")
+    return config.quantization
 
 
 def to_core_sampling(sampling: SamplingParams) -> _core.SamplingParams:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _LOCAL_ID = (1 << 48) - 1  # the bits of a record's id that this client chose
 _RECONNECT_S = 0.05
+_FULL_S = 0.02  # how long a full queue is taken to be full still
 _RECEIVE_BYTES = 256 << 10
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
@@ -90,6 +91,7 @@ class SocketEngineClient:
         self._outbox_bytes = 0
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._full_until = 0.0
         self._is_closed = False
         self._socket: socket.socket | None = None
 
@@ -172,6 +174,10 @@ class SocketEngineClient:
             self._put(self._frame(SelfCheck()))
 
     # --- For the worker ---
+
+    def is_full(self) -> bool:
+        """The engine has just refused a request because too many wait."""
+        return time.monotonic() < self._full_until
 
     @property
     def num_live(self) -> int:
@@ -273,6 +279,8 @@ class SocketEngineClient:
             self._feed(message)
         elif isinstance(message, Refused):
             kind = _REFUSALS.get(message.kind, errors.EngineFaultError)
+            if kind is errors.QueueFullError:
+                self._full_until = time.monotonic() + _FULL_S
             self._fail(message.id, kind(message.message))
         elif isinstance(message, Stats):
             if answer := self._answers.get(message.token):

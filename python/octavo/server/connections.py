@@ -22,6 +22,7 @@ _REASONS = {
     400: "Bad Request",
     414: "URI Too Long",
     417: "Expectation Failed",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     503: "Service Unavailable",
 }
@@ -95,14 +96,14 @@ def connection_limit() -> int:
     return max(16, min(MAX_CONNECTIONS, soft - RESERVE - _OWN_DESCRIPTORS))
 
 
-def last_answer(error: RequestError) -> bytes:
-    """An answer after which the connection is closed, as it goes over the wire."""
+def answer_bytes(error: RequestError, *, closes: bool) -> bytes:
+    """An answer as it goes over the wire; `closes`: it is the connection's last."""
     from octavo.server.error_responses import error_body  # noqa: PLC0415 - the arbiter needs none
 
     body = msgspec.json.encode(error_body(error))
     lines = [
         f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
-        "Connection: close",
+        f"Connection: {'close' if closes else 'keep-alive'}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
     ]

@@ -24,7 +24,7 @@ from gunicorn.http import errors as http_errors
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from octavo.errors import NotReadyError, OctavoError, RequestError
+from octavo.errors import NotReadyError, OctavoError, QueueFullError, RequestError
 from octavo.processes import die_with_parent
 from octavo.server.connection import Listener
 from octavo.server.connections import (
@@ -32,8 +32,8 @@ from octavo.server.connections import (
     BadHttpError,
     Connections,
     TooManyConnectionsError,
+    answer_bytes,
     connection_limit,
-    last_answer,
 )
 from octavo.server.gunicorn_logger import PROBES
 
@@ -49,6 +49,7 @@ _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
 _LINGER_S = 0.2
+_GENERATIONS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
 _RESET = struct.pack("ii", 1, 0)
 
 _BAD_HTTP = (
@@ -86,6 +87,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         shared = self._shared
         metrics = RequestMetrics(shared.metrics, self.slot)
+        self._refusal = answer_bytes(
+            QueueFullError("Too many requests are waiting. Try again later."), closes=False
+        )
         self._assembly = assemble(shared.config, shared.runtime, metrics)
         self.wsgi = _in_pieces(self._assembly.app)
         gevent.get_hub().threadpool.spawn(self._load_model)  # a thread proper, not a greenlet
@@ -214,6 +218,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._active += 1
         client.settimeout(self._shared.config.client_timeout)
         try:
+            if self._sheds(req):
+                client.sendall(self._refusal)
+                return
             with self._connections.busy() as has_place:
                 if not has_place and req.path not in PROBES:
                     error = TooManyConnectionsError("The server has too many connections.")
@@ -227,6 +234,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._active -= 1
             client.settimeout(None)  # between requests the keep-alive time-out rules
+
+    def _sheds(self, req: Any) -> bool:
+        """Whether to refuse without a look at the body.
+
+        Under overload most requests are refused; each must cost little, or the admitted ones
+        starve.
+        """
+        is_generation = req.method == "POST" and req.path in _GENERATIONS
+        return is_generation and self._assembly.client.is_full()
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -253,7 +269,7 @@ def _say(client: Any, error: RequestError) -> None:
     """
     with contextlib.suppress(OSError):
         client.settimeout(_LINGER_S)
-        client.sendall(last_answer(error))
+        client.sendall(answer_bytes(error, closes=True))
         client.shutdown(socket.SHUT_WR)
         for _ in range(16):
             if not client.recv(_PIECE_BYTES):

@@ -14,7 +14,7 @@ class AttentionTest : public EachIsa {
 };
 OCTAVO_TEST_EACH_ISA(AttentionTest);
 
-constexpr DType kCacheTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+constexpr DType kCacheTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8};
 
 const AttentionShape kShapes[] = {
     {9, 3, 64, 16},         // SmolLM2
@@ -72,9 +72,10 @@ TEST_P(AttentionTest, RowsDoNotDependOnChunksOrNeighbours) {
   for (const AttentionShape& shape : kShapes) {
     constexpr int64_t kLength = 150;
     const PagedSequences sequences(shape, {kLength, 90, 33}, 5);
+    const DType dtype = shape.head_dim == 64 ? DType::kInt8 : DType::kBFloat16;
     const auto run = [&](int32_t threads, const std::vector<int64_t>& cuts, bool neighbours) {
       const auto b = backend(threads);
-      const auto cache = b->create_kv_cache(sequences.cache_spec(DType::kBFloat16));
+      const auto cache = b->create_kv_cache(sequences.cache_spec(dtype));
       std::vector<float> rows;
       for (size_t i = 0; i + 1 < cuts.size(); ++i) {
         std::vector<Chunk> chunks = {{0, cuts[i], cuts[i + 1] - cuts[i]}};

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -26,6 +27,18 @@ inline float round_to(DType dtype, float x) {
   if (dtype == DType::kBFloat16) return round_to_bfloat16(x);
   if (dtype == DType::kFloat16) return round_to_float16(x);
   return x;
+}
+
+// A key or value as the cache keeps it; int8 has steps of 1/127 of the greatest magnitude.
+inline std::vector<float> as_cached(DType dtype, const float* x, int64_t size) {
+  std::vector<float> out(x, x + size);
+  float greatest = 0.0f;
+  for (const float v : out) greatest = std::max(greatest, std::abs(v));
+  for (float& v : out) {
+    const float step = greatest / 127.0f, factor = greatest > 0 ? 1.0f / step : 0.0f;
+    v = dtype == DType::kInt8 ? std::nearbyint(v * factor) * step : round_to(dtype, v);
+  }
+  return out;
 }
 
 // Normal with the given standard deviation.

@@ -115,9 +115,9 @@ class PagedSequences {
     const int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
     std::vector<double> scores;
     for (int64_t j = first; j <= position; ++j) {
-      const float* k = row(sequence, j) + (shape_.num_q_heads + kv) * dim;
+      const auto k = as_cached(dtype, row(sequence, j) + (shape_.num_q_heads + kv) * dim, dim);
       double s = 0;
-      for (int64_t d = 0; d < dim; ++d) s += double{q[d]} * round_to(dtype, k[d]);
+      for (int64_t d = 0; d < dim; ++d) s += double{q[d]} * k[d];
       s *= params().scale;
       scores.push_back(shape_.soft_cap > 0 ? shape_.soft_cap * std::tanh(s / shape_.soft_cap) : s);
     }
@@ -127,9 +127,11 @@ class PagedSequences {
     for (size_t i = 0; i < scores.size(); ++i) {
       const double p = std::exp(scores[i] - max);
       sum += p;
-      const float* v = row(sequence, first + static_cast<int64_t>(i)) +
-                       (shape_.num_q_heads + shape_.num_kv_heads + kv) * dim;
-      for (int64_t d = 0; d < dim; ++d) out[d] += p * round_to(dtype, v[d]);
+      const auto v = as_cached(dtype,
+                               row(sequence, first + static_cast<int64_t>(i)) +
+                                   (shape_.num_q_heads + shape_.num_kv_heads + kv) * dim,
+                               dim);
+      for (int64_t d = 0; d < dim; ++d) out[d] += p * v[d];
     }
     for (double& x : out) x /= sum;
     return out;

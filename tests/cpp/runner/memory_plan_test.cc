@@ -32,7 +32,7 @@ TEST(MemoryPlan, BlockBytesCoverKeysAndValuesOfEveryLayer) {
   Fixture f;
   EXPECT_EQ(f.plan().block_bytes, 2 * 2 * (2 * 16 * 10) * 4);
   f.config.kv_cache_dtype = "int8";
-  EXPECT_EQ(f.plan().block_bytes, 2 * 2 * (2 * 16 * 10));
+  EXPECT_EQ(f.plan().block_bytes, 2 * 2 * (2 * 16 * (10 + 4)));
 }
 
 TEST(MemoryPlan, HostCacheIsAQuarterWithinBounds) {

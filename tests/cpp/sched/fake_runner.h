@@ -50,8 +50,8 @@ class FakeRunner final : public StepRunner {
     // Called through copies, so that a hook can take itself away.
     if (const auto hook = before_run) hook(batch);
     check_batch(batch);
-    check(std::ssize(in_flight_) < options_.max_steps_in_flight, "too many steps in flight");
     if (batch.before_sampling) batch.before_sampling();
+    check(std::ssize(in_flight_) < options_.max_steps_in_flight, "too many steps in flight");
     in_flight_.emplace_back(batch);
   }
 
