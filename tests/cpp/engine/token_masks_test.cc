@@ -39,8 +39,7 @@ Request make_request(uint64_t id, int32_t max_tokens) {
   return request;
 }
 
-// With one step at a time, and where steps overlap: a sequence with a grammar never does.
-class TokenMasksTest : public ::testing::TestWithParam<int32_t> {
+class TokenMasksTest : public ::testing::Test {
  protected:
   TokenMasksTest() {
     EngineConfig config;
@@ -48,10 +47,8 @@ class TokenMasksTest : public ::testing::TestWithParam<int32_t> {
     config.block_size = 4;
     config.max_num_seqs = 4;
     config.max_num_batched_tokens = 32;
-    testing::FakeRunnerOptions options{kVocabSize, 64, config.block_size, config.max_num_seqs,
-                                       config.max_num_batched_tokens};
-    options.max_steps_in_flight = GetParam();
-    auto runner = std::make_unique<FakeRunner>(options);
+    auto runner = std::make_unique<FakeRunner>(testing::FakeRunnerOptions{
+        kVocabSize, 64, config.block_size, config.max_num_seqs, config.max_num_batched_tokens});
     runner_ = runner.get();
     engine_ = std::make_unique<Engine>(config, kVocabSize, 64, std::move(runner));
   }
@@ -85,7 +82,7 @@ class TokenMasksTest : public ::testing::TestWithParam<int32_t> {
   TakenOutputs taken_;
 };
 
-TEST_P(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
+TEST_F(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
   submit_constrained(33, 3);
   step();
   EXPECT_EQ(tokens(kConstrained), (std::vector<int32_t>{33}));
@@ -104,7 +101,7 @@ TEST_P(TokenMasksTest, EachTokenIsDrawnFromItsMaskAndNamedAsWork) {
   EXPECT_EQ(last[0].token_id, -1);  // it has ended
 }
 
-TEST_P(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
+TEST_F(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
   engine_->submit(make_request(kPlain, 20));
   submit_constrained(5, 4);
   step();
@@ -120,7 +117,7 @@ TEST_P(TokenMasksTest, ALateMaskCostsItsSequenceAStepAndNobodyElseATime) {
   EXPECT_EQ(tokens(kPlain).size(), 12u);
 }
 
-TEST_P(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
+TEST_F(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
   submit_constrained(5, 2);
   step();
   std::thread maker([this] {
@@ -133,7 +130,7 @@ TEST_P(TokenMasksTest, AStepOfConstrainedSequencesAloneWaits) {
   EXPECT_EQ(engine_->stats().num_deferred, 0);
 }
 
-TEST_P(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
+TEST_F(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
   submit_constrained(5, 2, 2);
   step();
   step();  // sequence 1 begins, sequence 0 may be waiting for its mask
@@ -145,7 +142,7 @@ TEST_P(TokenMasksTest, SiblingsHaveMasksOfTheirOwn) {
   EXPECT_EQ(tokens(kConstrained, 1), (std::vector<int32_t>{5, 20}));
 }
 
-TEST_P(TokenMasksTest, OneSequenceCanBeAborted) {
+TEST_F(TokenMasksTest, OneSequenceCanBeAborted) {
   submit_constrained(5, 8, 2);
   step();
   step();
@@ -158,7 +155,7 @@ TEST_P(TokenMasksTest, OneSequenceCanBeAborted) {
   EXPECT_EQ(tokens(kConstrained, 0).back(), 6);
 }
 
-TEST_P(TokenMasksTest, AWrongMaskIsRefused) {
+TEST_F(TokenMasksTest, AWrongMaskIsRefused) {
   Request request = make_request(kConstrained, 2);
   request.token_mask = {1, 2, 3};
   EXPECT_THROW(engine_->submit(request), InvalidRequestError);
@@ -169,7 +166,7 @@ TEST_P(TokenMasksTest, AWrongMaskIsRefused) {
   EXPECT_ANY_THROW(engine_->set_token_masks({&key, 1}, std::vector<uint32_t>{1}));
 }
 
-TEST_P(TokenMasksTest, WorkEndsWithTheEngine) {
+TEST_F(TokenMasksTest, WorkEndsWithTheEngine) {
   submit_constrained(5, 8);
   step();
   engine_->shutdown();
@@ -179,7 +176,7 @@ TEST_P(TokenMasksTest, WorkEndsWithTheEngine) {
   EXPECT_FALSE(engine_->take_mask_work(work, 0ns));
 }
 
-TEST_P(TokenMasksTest, TimeInTheQueueIsCounted) {
+TEST_F(TokenMasksTest, TimeInTheQueueIsCounted) {
   engine_->submit(make_request(kPlain, 2));
   std::this_thread::sleep_for(20ms);
   engine_->step();
@@ -189,8 +186,6 @@ TEST_P(TokenMasksTest, TimeInTheQueueIsCounted) {
   EXPECT_GE(queue_time_us, 20'000u);
   EXPECT_LT(queue_time_us, 10'000'000u);
 }
-
-INSTANTIATE_TEST_SUITE_P(StepsInFlight, TokenMasksTest, ::testing::Values(1, 2));
 
 }  // namespace
 }  // namespace octavo
