@@ -32,6 +32,7 @@ from octavo.bench.serve import Load, measure
 from octavo.bench.workloads import fixed
 from octavo.cli.main import build_parser
 from octavo.config import ServeConfig
+from octavo.processes import die_with_parent
 from octavo.server.launch import launch
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def front_end(case: Case) -> Iterator[Server]:
     words = [__file__, "--serve", "smollm2", "--port", str(port), "--disable-log-requests"]
     process = subprocess.Popen(
         [sys.executable, *words],
-        env={**os.environ, "NULL_ENGINE": plan, "OCTAVO_LOG_LEVEL": "error"},
+        env={**os.environ, "NULL_ENGINE": plan, "OCTAVO_LOG_LEVEL": "warning"},
         start_new_session=True,
     )
     try:
@@ -179,6 +180,7 @@ def main() -> None:
 
 
 def serve() -> None:
+    die_with_parent(os.getppid())
     arguments = build_parser("serve").parse_args(["serve", *sys.argv[2:]])
     command = (sys.executable, str(HERE / "null_engine.py"))
     launch(ServeConfig.from_cli_args(arguments), command=command)

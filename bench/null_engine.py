@@ -94,7 +94,7 @@ class NullEngine:
             self._publish([sequence], 1)
             self._changed.notify_all()
 
-    def abort(self, request_id: int, _: int = -1) -> None:
+    def abort(self, request_id: int, _index: int = -1) -> None:
         with self._changed:
             if sequence := self._running.pop(request_id, None):
                 record = sequence.record(0, ABORT)
@@ -112,6 +112,9 @@ class NullEngine:
 
     def stats(self) -> dict[str, float]:
         return {"num_running": float(len(self._running)), "num_waiting": 0.0}
+
+    def last_error(self) -> str:
+        return ""
 
     def shutdown(self) -> None:
         with self._changed:

@@ -257,22 +257,6 @@ class CudaBackend : public Backend {
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
 
-  static ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch,
-                                int64_t num_tokens) {
-    const int64_t pairs = num_tokens * bank.experts_per_token;
-    check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
-          "experts: scratch");
-    auto* memory = scratch.plan.as<int32_t>();
-    return {memory,
-            reinterpret_cast<float*>(memory + pairs),
-            memory + 2 * pairs,
-            memory + 3 * pairs,
-            memory + 4 * pairs,
-            static_cast<int>(pairs),
-            static_cast<int>(bank.num_experts),
-            static_cast<int>(bank.experts_per_token)};
-  }
-
   bool streams(TensorView x) const { return !context_.batch_invariant && StreamLinear::accepts(x); }
 
   void load_fp8(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {
@@ -302,6 +286,22 @@ class CudaBackend : public Backend {
         memory.as<float>()};
     quantize_rows(context_, x, rows.matrix, rows.scales);
     return rows;
+  }
+
+  static ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch,
+                                int64_t num_tokens) {
+    const int64_t pairs = num_tokens * bank.experts_per_token;
+    check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
+          "experts: scratch");
+    auto* memory = scratch.plan.as<int32_t>();
+    return {memory,
+            reinterpret_cast<float*>(memory + pairs),
+            memory + 2 * pairs,
+            memory + 3 * pairs,
+            memory + 4 * pairs,
+            static_cast<int>(pairs),
+            static_cast<int>(bank.num_experts),
+            static_cast<int>(bank.experts_per_token)};
   }
 
   // Weights and caches given to this backend are its own.

@@ -7,8 +7,8 @@
 // not depend on timing. One warp feeds a ring in shared memory through the bulk tensor copy engine,
 // two warpgroups multiply, 64 rows of W each.
 // The ring starts to fill before the previous kernel has finished, since weights do not depend on
-// it. It takes most of an SM's shared memory: were there room for two blocks, an SM might get both
-// of one kernel. (Fetching the next linear's weights into the L2 cache ahead made steps slower.)
+// it. It takes most of an SM's shared memory: steps were slower with room for two blocks, and with
+// the next linear's weights fetched into the L2 cache (bench/results/2026-11-22-cuda-kernels.md).
 // fp8 weights are widened on their way from shared memory to the matrix units, where they are the
 // operand in registers; their scales, a row each, apply to the sums.
 // Gated: gate and up rows take turns of eight in a tile, so that a thread holds both of a pair.

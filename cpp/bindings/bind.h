@@ -15,6 +15,7 @@ void bind_errors();  // C++ exceptions become the classes of octavo.errors
 void bind_config(pybind11::module_& module);
 void bind_sampling(pybind11::module_& module);
 void bind_gguf(pybind11::module_& module);
+void bind_coded_matrix(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_info(pybind11::module_& module);  // plan_memory, cpu_features, has_cuda
 

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, module) {
   octavo::bindings::bind_errors();
   octavo::bindings::bind_config(module);
   octavo::bindings::bind_gguf(module);
+  octavo::bindings::bind_coded_matrix(module);
   octavo::bindings::bind_engine(module);
   octavo::bindings::bind_info(module);
 }

@@ -1,5 +1,7 @@
 #include "cpu/quantized_block.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,10 +11,17 @@
 namespace octavo::cpu {
 namespace {
 
+// Every instruction set of this backend has F16C; without it the compiler calls a routine of some
+// fifty instructions, which took a third of the packing.
+[[gnu::target("f16c")]] float widen_half(uint16_t bits) { return _cvtsh_ss(bits); }
+[[gnu::target("f16c")]] uint16_t narrow_half(float value) {
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+}
+
 float load_half(const std::byte* p) {
-  _Float16 value;
-  std::memcpy(&value, p, sizeof(value));
-  return static_cast<float>(value);
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return widen_half(bits);
 }
 
 const uint8_t* bytes(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
@@ -125,12 +134,13 @@ void pack_quants(PanelFormat format, const uint8_t* quants, int64_t lane, std::b
 }
 
 bool store_half(float value, std::byte* p) {
-  const auto half = static_cast<_Float16>(value);
+  const uint16_t half = narrow_half(value);
   std::memcpy(p, &half, sizeof(half));
-  return std::isfinite(static_cast<float>(half));
+  constexpr uint16_t kExponent = 0x7C00;  // all ones: infinity or NaN
+  return (half & kExponent) != kExponent;
 }
 
-float rounded_to_half(float value) { return static_cast<float>(static_cast<_Float16>(value)); }
+float rounded_to_half(float value) { return widen_half(narrow_half(value)); }
 
 }  // namespace
 

@@ -37,6 +37,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_siz
   options.policy = config.scheduling_policy;
   options.seed = config.seed;
   options.eos_token_ids = config.eos_token_ids;
+  options.sliding_window = runner.sliding_window();
   options.max_steps_in_flight = runner.max_steps_in_flight();
   return options;
 }

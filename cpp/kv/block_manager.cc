@@ -60,7 +60,7 @@ PrefixMatch BlockManager::match_cached(BlockTable& table, std::span<const int32_
 }
 
 PrefixMatch BlockManager::match_shared(const BlockTable& other, int64_t max_tokens) const {
-  const int64_t num_shared = max_tokens / options_.block_size;
+  const int64_t num_shared = other.num_released > 0 ? 0 : max_tokens / options_.block_size;
   return {std::span(other.block_ids).first(num_shared), num_shared * options_.block_size, {}};
 }
 
@@ -110,6 +110,7 @@ void BlockManager::publish(BlockTable& table, std::span<const int32_t> token_ids
   // The chain may run through another sequence's equal block that was evicted since. Then offer
   // our own blocks from the start: they hold the same content and are alive.
   if (!cache_.is_alive(table.last_published)) {
+    if (table.num_released > 0) return;
     table.num_published = 0;
     table.last_published = {};
   }
@@ -123,17 +124,33 @@ void BlockManager::publish(BlockTable& table, std::span<const int32_t> token_ids
   }
 }
 
-void BlockManager::release(BlockTable& table) {
-  for (auto id = table.block_ids.rbegin(); id != table.block_ids.rend(); ++id) {
-    pool_.release(*id, cache_.contains(*id) ? Reuse::kLast : Reuse::kFirst);
+void BlockManager::release_leading(BlockTable& table, int64_t num_tokens) {
+  const int64_t end =
+      std::min<int64_t>(num_tokens / options_.block_size, std::ssize(table.block_ids));
+  for (; table.num_released < end; ++table.num_released) {
+    give_back(table.block_ids[table.num_released]);
   }
+}
+
+void BlockManager::give_back(int32_t id) {
+  pool_.release(id, cache_.contains(id) ? Reuse::kLast : Reuse::kFirst);
+}
+
+void BlockManager::release(BlockTable& table) {
+  const auto held = std::span(table.block_ids).subspan(table.num_released);
+  for (auto id = held.rbegin(); id != held.rend(); ++id) give_back(*id);
   table.block_ids.clear();
+  table.num_released = 0;
   table.num_published = 0;
   table.last_published = {};
 }
 
 void BlockManager::discard(BlockTable& table) {
-  for (const int32_t id : table.block_ids) cache_.erase(id);
+  for (int64_t i = 0; i < std::ssize(table.block_ids); ++i) {
+    const int32_t id = table.block_ids[i];
+    // One that was given back may be another's by now, with content of its own.
+    if (i >= table.num_released || pool_.ref_count(id) == 0) cache_.erase(id);
+  }
   release(table);
 }
 
@@ -142,7 +159,8 @@ void BlockManager::self_check(std::span<const BlockTable* const> tables) const {
   cache_.self_check();
   std::vector<int32_t> num_holders(num_blocks(), 0);
   for (const BlockTable* table : tables) {
-    for (const int32_t id : table->block_ids) ++num_holders[id];
+    const auto held = std::span(table->block_ids).subspan(table->num_released);
+    for (const int32_t id : held) ++num_holders[id];
   }
   for (int32_t id = 0; id < num_blocks(); ++id) {
     check(num_holders[id] == pool_.ref_count(id), "a reference count is not the number of holders");

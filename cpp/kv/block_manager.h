@@ -23,7 +23,8 @@ struct BlockManagerOptions {
 struct BlockTable {
   uint64_t cache_salt = 0;
   std::vector<int32_t> block_ids;  // block i holds positions [i * block_size, (i + 1) * block_size)
-  std::vector<BlockHash> hashes;   // of the leading full blocks of the tokens; kept by release()
+  int64_t num_released = 0;       // leading blocks that were given back; their ids only fill places
+  std::vector<BlockHash> hashes;  // of the leading full blocks of the tokens; kept by release()
 
   int64_t num_published = 0;  // leading blocks whose content the cache was offered
   CacheLink last_published;   // the cache's entry for the last of them
@@ -58,8 +59,9 @@ class BlockManager {
   PrefixMatch match_cached(BlockTable& table, std::span<const int32_t> token_ids,
                            int64_t max_tokens);
 
-  // The blocks of `other` that hold its first `max_tokens` tokens at most. For sequences of one
-  // request; needs no cache. Requires: these positions of `other` are computed.
+  // The blocks of `other` that hold its first `max_tokens` tokens at most; none once it gave
+  // leading ones back. For sequences of one request; needs no cache. Requires: these positions of
+  // `other` are computed.
   PrefixMatch match_shared(const BlockTable& other, int64_t max_tokens) const;
 
   // Free blocks that allocate() would use up.
@@ -74,6 +76,10 @@ class BlockManager {
 
   // Offers the full blocks among the first `num_computed` positions to the prefix cache.
   void publish(BlockTable& table, std::span<const int32_t> token_ids, int64_t num_computed);
+
+  // Gives back the blocks that lie before position `num_tokens`: no layer will read them again.
+  // Block i keeps its place in the table. Requires: publish() saw them.
+  void release_leading(BlockTable& table, int64_t num_tokens);
 
   // Gives the blocks back, last first, so that the ends of prefixes are evicted before their
   // beginnings. Their content stays cached.
@@ -94,6 +100,7 @@ class BlockManager {
   CacheKey key_of(const BlockTable& table, std::span<const int32_t> token_ids, int64_t index,
                   const CacheLink& parent) const;
   int32_t take_block();
+  void give_back(int32_t id);
 
   const BlockManagerOptions options_;
   BlockPool pool_;

@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <string>
 
 #include "base/errors.h"
@@ -61,6 +62,12 @@ KVCacheSpec Model::kv_cache_spec() const {
   spec.num_kv_heads = config_.num_kv_heads;
   spec.head_dim = config_.head_dim;
   return spec;
+}
+
+int64_t Model::widest_window() const {
+  const std::vector<int64_t>& windows = config_.sliding_windows;
+  if (windows.empty() || std::ranges::min(windows) == 0) return 0;
+  return std::ranges::max(windows);
 }
 
 int64_t Model::prepared_bytes(int64_t max_model_len) const {

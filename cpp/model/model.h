@@ -35,6 +35,9 @@ class Model {
   // The cache's geometry; block_size, num_blocks and dtype are left to the caller.
   virtual KVCacheSpec kv_cache_spec() const;
 
+  // Keys that the layer with the widest window sees; 0 when a layer sees all.
+  int64_t widest_window() const;
+
   // Device bytes that prepare(max_model_len) takes.
   virtual int64_t prepared_bytes(int64_t max_model_len) const;
   // Makes what depends on the longest sequence served.

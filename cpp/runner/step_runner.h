@@ -15,6 +15,9 @@ class StepRunner {
   // Steps that may be launched before the first of them is waited for: 1 or 2.
   virtual int32_t max_steps_in_flight() const { return 1; }
 
+  // Keys that the widest layer sees: blocks before them may be given back. 0 = all.
+  virtual int64_t sliding_window() const { return 0; }
+
   // Starts a step, behind those in flight. Reads all it needs of `batch` before it returns, except
   // the sampling parameters, which stay until the step's wait(). Tokens that are kPendingToken are
   // those that the step before draws in the same slot.

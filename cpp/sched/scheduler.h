@@ -25,6 +25,7 @@ struct SchedulerOptions {
   SchedulingPolicy policy = SchedulingPolicy::kFcfs;
   uint64_t seed = 0;
   std::vector<int32_t> eos_token_ids;
+  int64_t sliding_window = 0;       // keys that the widest layer sees; 0 = all
   int32_t max_steps_in_flight = 1;  // 2: a step may be scheduled before the last one's update
 };
 
@@ -122,6 +123,7 @@ class Scheduler {
                        const StepResult& result);
   void take_back(Sequence& sequence);
   void note_computed(Sequence& sequence, int64_t num_tokens);
+  void release_unseen(BlockTable& table, int64_t num_tokens);
   std::span<const LogprobEntry> new_prompt_logprobs(Sequence& sequence,
                                                     const ScheduledSequence& row,
                                                     std::span<const LogprobEntry> entries) const;

@@ -122,9 +122,19 @@ void Scheduler::take_back(Sequence& sequence) {
 void Scheduler::note_computed(Sequence& sequence, int64_t num_tokens) {
   if (sequence.state == SequenceState::kRunning) {
     blocks_.publish(sequence.blocks, sequence.token_ids, num_tokens);
+    release_unseen(sequence.blocks, num_tokens);
   }
   const bool is_prompt_done = num_tokens >= sequence.group->num_prompt_tokens();
   if (is_prompt_done && sequence.rank.index == 0) release_siblings(*sequence.group);
+}
+
+// Gives back what no later position sees. A step in flight starts at num_tokens or later.
+void Scheduler::release_unseen(BlockTable& table, int64_t num_tokens) {
+  // Attention reads keys in aligned tiles of at most this many and masks what the window hides.
+  constexpr int64_t kKeyTile = 128;
+  if (options_.sliding_window == 0) return;
+  const int64_t first_key = num_tokens - options_.sliding_window + 1;
+  if (first_key > 0) blocks_.release_leading(table, first_key / kKeyTile * kKeyTile);
 }
 
 // Leaves out the positions that were reported before a preemption.

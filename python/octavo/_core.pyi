@@ -42,6 +42,18 @@ class RopeConfig:
 
 def architecture_names() -> list[str]: ...
 
+class CodedMatrix:
+    """How a quantised matrix is stored; see cpp/checkpoint/coded_matrix.h."""
+
+    def __init__(self, layout: str, rows: int, cols: int) -> None: ...
+    block: tuple[int, int]
+    zero_offset: int
+    scale_dtype: str
+    def decode(
+        self, codes: Buffer, scales: Buffer, zeros: Buffer, group_of_col: Buffer, out: Buffer
+    ) -> None:
+        """Write float32, or q4_1 blocks when `out` has their size; CheckpointError otherwise."""
+
 class ModelConfig:
     """Attributes are those of cpp/model/model_config.h."""
 

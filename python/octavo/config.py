@@ -68,10 +68,10 @@ class ServeConfig:
         choices=(AUTO, "bfloat16", "float16", "float32"),
     )
     quantization: str = option(
-        "auto: quantised weights of a GGUF file stay so on the CPU; none: they become --dtype; "
-        "int8, int4: other weights are quantised too, on the CPU",
-        default=AUTO,
-        choices=(AUTO, "none", "int8", "int4"),
+        "none: stored quantised weights become --dtype; keep: on the CPU they stay so, faster and "
+        "less exact; int8, int4 (CPU), fp8 (CUDA): plain weights are quantised too",
+        default="none",
+        choices=("none", "keep", "int8", "int4", "fp8"),
     )
     max_model_len: int = option(
         "tokens of prompt and output together; auto: what model and memory allow",

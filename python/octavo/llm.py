@@ -20,7 +20,7 @@ from octavo import _core
 from octavo.config import ServeConfig, resolve_options
 from octavo.embeddings import embedding_params, finished_embedding
 from octavo.engine.grammars import MaskMaker, grammar_compiler
-from octavo.engine.settings import engine_config, to_core_sampling
+from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
 from octavo.errors import (
     ConfigError,
     EngineError,
@@ -320,11 +320,12 @@ def _find(config: ServeConfig) -> ModelFiles:
 
 def _start(config: ServeConfig, files: ModelFiles, generation: GenerationConfig) -> _core.Engine:
     info = files.info()
-    engine = _core.Engine(engine_config(config, info, generation), to_core(info))
+    core = engine_config(config, info, generation)
+    engine = _core.Engine(core, to_core(info))
     if config.load_format == "dummy":
         engine.load_dummy_weights(config.seed)
     else:
-        load_weights(engine, files.tensors())
+        load_weights(engine, files.tensors(keep_quantized=keeps_codes(core)))
     engine.finish_loading()
     engine.allocate_kv_cache()
     engine.warm_up()

@@ -35,6 +35,17 @@ class TestLangChain:
     def test_stream(self, chat) -> None:
         assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == ANSWER
 
+    def test_structured_output(self, chat) -> None:
+        schema = {
+            "title": "capital",
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 40}},
+            "required": ["city"],
+            "additionalProperties": False,
+        }
+        answer = chat.with_structured_output(schema).invoke(QUESTION, max_tokens=128)
+        assert set(answer) == {"city"}
+
     def test_batch(self, chat) -> None:
         answers = chat.batch([QUESTION] * 4)
         assert [answer.content for answer in answers] == [ANSWER] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pydantic
 import pytest
 
 from clients.conftest import KEY
@@ -19,6 +20,11 @@ openai = package("openai")
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
+
+
+class Capital(pydantic.BaseModel):
+    country: str
+    city: str
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +164,25 @@ def test_responses_stream(client: openai.OpenAI) -> None:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         final = stream.get_final_response()
     assert text == final.output_text == ANSWER
+
+
+def test_parse(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="smollm2",
+        messages=MESSAGES,
+        response_format=Capital,
+        temperature=0,
+        max_tokens=128,
+    )
+    assert isinstance(answer.choices[0].message.parsed, Capital)
+    response = client.responses.parse(
+        model="smollm2",
+        input="What is the capital of France?",
+        text_format=Capital,
+        temperature=0,
+        max_output_tokens=128,
+    )
+    assert isinstance(response.output_parsed, Capital)
 
 
 def test_errors(client: openai.OpenAI) -> None:

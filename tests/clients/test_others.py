@@ -33,6 +33,13 @@ def test_llama_index(server: LiveServer) -> None:
     }
 
 
+def test_instructor(server: LiveServer) -> None:
+    answers = run_script("frameworks", "instructor_client.py", server.url, KEY)["answers"]
+    assert set(answers) == {"JSON_SCHEMA", "TOOLS"}
+    for fields in answers.values():
+        assert set(fields) == {"country", "city"}
+
+
 def test_lm_eval(server: LiveServer) -> None:
     said = run_script("lm-eval", "lm_eval_client.py", server.url, KEY)
     (paris, is_greedy), (london, is_not), (five, _), (hello, _) = said["scored"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.stack import WAIT_S, Stack, params, tokens_of, wait_for
-from fakes.fake_core import MAX_MODEL_LEN, VOCAB_SIZE
+from fakes.fake_core import LOST_DEVICE, MAX_MODEL_LEN, VOCAB_SIZE
 from octavo.engine.client import ModelInfo
 from octavo.errors import (
     EngineFaultError,
@@ -145,15 +145,15 @@ def test_an_engine_fault_carries_its_message(serve: Callable[..., Stack]) -> Non
 def test_a_lost_device_is_named_by_the_endpoint_and_in_the_log(
     serve: Callable[..., Stack], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stack = serve(lost_device="CUDA error 719: unspecified launch failure")
+    stack = serve(lost_on_token=1)
     stream = stack.connect().submit([1], params(10**6))
     with pytest.raises(EngineFaultError) as caught:
         for _ in stream:
             pass
-    assert "719" not in str(caught.value)
+    assert LOST_DEVICE not in str(caught.value)
     stack.thread.join(WAIT_S)
-    assert str(stack.failures[0]) == "CUDA error 719: unspecified launch failure"
-    assert "A step failed: CUDA error 719" in caplog.text
+    assert str(stack.failures[0]) == LOST_DEVICE
+    assert f"A step failed: {LOST_DEVICE}" in caplog.text
 
 
 def test_an_engine_that_ends_in_good_order_fails_what_runs(serve: Callable[..., Stack]) -> None:

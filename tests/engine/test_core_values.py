@@ -9,7 +9,8 @@ import pytest
 
 import octavo
 from octavo import _core
-from octavo.engine.settings import to_core_sampling
+from octavo.config import ServeConfig
+from octavo.engine.settings import quantize_to, to_core_sampling
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.sampling_params import SamplingParams
 
@@ -144,3 +145,17 @@ def test_facts_about_the_machine() -> None:
     # The same wheel runs on machines without a GPU: there "auto" must mean the CPU.
     assert _core.num_cuda_devices() >= 0
     assert _core.num_cuda_devices() == 0 or Path("/dev/nvidia0").exists()
+
+
+@pytest.mark.parametrize(("asked", "given"), [("keep", ""), ("none", ""), ("int4", "int4")])
+def test_plain_weights_are_quantised_when_asked(asked: str, given: str) -> None:
+    assert quantize_to(ServeConfig(quantization=asked), "cpu") == given
+
+
+def test_a_gpu_quantises_to_fp8_only() -> None:
+    assert quantize_to(ServeConfig(quantization="keep"), "cuda:0") == ""
+    assert quantize_to(ServeConfig(quantization="fp8"), "cuda:0") == "fp8"
+    with pytest.raises(ConfigError, match="--quantization int8 needs --device cpu"):
+        quantize_to(ServeConfig(quantization="int8"), "cuda:0")
+    with pytest.raises(ConfigError, match="--quantization fp8 needs --device cuda"):
+        quantize_to(ServeConfig(quantization="fp8"), "cpu")

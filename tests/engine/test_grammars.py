@@ -6,17 +6,29 @@ import random
 import threading
 import time
 from array import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import msgspec
 import pytest
 from llguidance import LLTokenizer
 
+from e2e.tiny_model import make_tiny_model
 from engine.core_engine import Outputs, engine_config, model_config
 from octavo import _core, grammar
-from octavo.engine.grammars import GrammarCompiler, GrammarQueue, MaskMaker
+from octavo.engine.grammars import (
+    GrammarCompiler,
+    GrammarQueue,
+    MaskMaker,
+    grammar_tokenizer,
+    mask_bytes,
+)
 from octavo.errors import InvalidRequestError, QueueFullError, RequestError
+from octavo.model.files import ModelFiles
+from octavo.model.resolve import ResolveOptions, resolve_local
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EOS = 256
 VOCAB_SIZE = 259  # no multiple of 32
@@ -244,3 +256,16 @@ def test_matchers_are_forgotten(desk: Desk) -> None:
     while desk.masks._matchers and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not desk.masks._matchers
+
+
+@pytest.mark.parametrize("vocab_size", [200, 258, 512, 1025])
+def test_logits_may_be_wider_or_narrower_than_the_tokenizer(
+    tmp_path: Path, vocab_size: int
+) -> None:
+    path = make_tiny_model(tmp_path / "m")
+    options = ResolveOptions(cache_dir=tmp_path, revision="", download_dir="", load_format="dummy")
+    files = ModelFiles(resolve_local(str(path), options))
+    tokenizer = grammar_tokenizer(files.tokenizer(), vocab_size, [1])
+    compiled = GrammarCompiler(lambda: tokenizer, vocab_size).compile("start: /[a-z]{1,5}/")
+    assert len(compiled.mask) == mask_bytes(vocab_size)
+    assert int.from_bytes(compiled.mask, "little").bit_count() == 26

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from octavo.config import ServeConfig
-from octavo.engine.settings import step_tokens
+from octavo.engine.settings import quantize_to, step_tokens
+from octavo.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,22 @@ def test_the_tokens_of_a_step_suit_the_device_unless_given(
     changes: dict[str, int], device: str, tokens: int
 ) -> None:
     assert step_tokens(ServeConfig(**changes), device) == tokens
+
+
+@pytest.mark.parametrize(
+    ("quantization", "device", "expected"),
+    [
+        ("keep", "cpu", ""),
+        ("none", "cuda:0", ""),
+        ("int8", "cpu", "int8"),
+        ("fp8", "cuda:0", "fp8"),
+    ],
+)
+def test_weights_are_quantised_as_asked(quantization: str, device: str, expected: str) -> None:
+    assert quantize_to(ServeConfig(quantization=quantization), device) == expected
+
+
+@pytest.mark.parametrize(("quantization", "device"), [("int4", "cuda:0"), ("fp8", "cpu")])
+def test_a_device_that_cannot_quantise_so_is_refused(quantization: str, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"{quantization} needs --device"):
+        quantize_to(ServeConfig(quantization=quantization), device)

@@ -133,10 +133,10 @@ class Load:
             read_all(connection)
 
 
-def resident_mb(server: Server) -> float:
-    """Of all processes of the server."""
+def resident_mb(pids: list[int]) -> float:
+    """Of these processes together."""
     pages = 0
-    for pid in [server.process.pid, *server.children()]:
+    for pid in pids:
         with contextlib.suppress(OSError, IndexError):
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / 1e6
@@ -159,7 +159,8 @@ def sample(server: Server, canary: Canary, began: float, first_gap: int) -> dict
     gaps = sorted(canary.gaps[first_gap:]) or [0.0]
     return {
         "s": round(time.monotonic() - began, 1),
-        "resident_mb": round(resident_mb(server), 2),
+        "resident_mb": round(resident_mb([server.process.pid, *server.children()]), 2),
+        "engine_mb": round(resident_mb([server.engine_pid()]), 2),
         "descriptors": num_descriptors(server),
         "held_blocks": stats["num_blocks"] - stats["num_free_blocks"],
         "gap_p99_ms": round(gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))] * 1e3, 2),
@@ -195,6 +196,7 @@ def soak(server: Server, seconds: float, every_s: float, trace: Path | None) -> 
         "resident_mb_after_warm_up": late[0]["resident_mb"],
         "resident_mb_at_the_end": late[-1]["resident_mb"],
         "resident_mb_per_hour": round(slope(samples, "resident_mb"), 2),
+        "engine_mb_per_hour": round(slope(samples, "engine_mb"), 2),
         "descriptors_per_hour": round(slope(samples, "descriptors"), 2),
         "gap_p99_ms_first_half": _median(late[: len(late) // 2]),
         "gap_p99_ms_second_half": _median(late[len(late) // 2 :]),

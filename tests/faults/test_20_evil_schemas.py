@@ -1,4 +1,4 @@
-"""Fault 20: schemas and expressions that are made to hurt are refused in time, beside a stream."""
+"""Fault 20: schemas and expressions that are made to hurt are answered in time, beside a stream."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ EVIL: dict[str, dict[str, Any]] = {
 }
 
 
+# Refused, or kept to at a bounded cost.
+MAY_BE_BOUNDED = {
+    "nested quantifiers", "wide quantifier", "many alternatives", "reference cycle",
+    "wide pattern in a schema", "endless grammar",
+}  # fmt: skip
+
+
 def ask(server: Server, fields: dict[str, Any]) -> tuple[int, bytes]:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, **fields}
     with connect(server) as connection:
@@ -90,10 +97,10 @@ def test_evil(server: Server, canary: Canary, name: str) -> None:
     began = time.monotonic()
     status, answer = ask(server, EVIL[name])
     took = time.monotonic() - began
-    assert status == 400, answer[:300]
-    assert json.loads(answer)["error"]["message"]
+    assert status == 400 or (status == 200 and name in MAY_BE_BOUNDED), answer[:300]
+    assert status == 200 or json.loads(answer)["error"]["message"]
     assert took < DEADLINE_S * patience() + 0.5
-    figures(20, case=name, refused_after_s=round(took, 3))
+    figures(20, case=name, status=status, answered_after_s=round(took, 3))
 
 
 def resident_bytes(server: Server) -> int:

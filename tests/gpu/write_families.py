@@ -23,7 +23,7 @@ from parity.tiny_llama import SIZES, make, random_prompts, save
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-HIDDEN, HEADS, HEAD_DIM = 256, 4, 64
+HIDDEN, HEADS, HEAD_DIM = 128, 4, 64
 DEVIATION = 0.8  # of weights; less than in float32, so that roundings do not grow
 LENGTHS = (1, 17, 70, 200)
 LONG_LENGTHS = (65, 120, 200)
@@ -36,7 +36,8 @@ def gpu_config(config: PreTrainedConfig) -> PreTrainedConfig:
         "hidden_size": HIDDEN,
         "intermediate_size": 192,
         "moe_intermediate_size": 64,
-        "num_attention_heads": HEADS,
+        # Phi-3 has no head_dim of its own.
+        "num_attention_heads": HIDDEN // HEAD_DIM if config.model_type == "phi3" else HEADS,
         "head_dim": 256 if config.model_type.startswith("gemma") else HEAD_DIM,
         "query_pre_attn_scalar": 256,
         "num_experts": 8,

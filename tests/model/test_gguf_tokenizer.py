@@ -168,7 +168,9 @@ def test_the_demo_s_known_ids() -> None:
     assert tokenizer.token_bytes.of(216) == b" "
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "default"])
+@pytest.mark.parametrize(
+    "pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o", "default"]
+)
 @settings(max_examples=150, deadline=None)
 @given(text=TEXT)
 def test_splits_as_the_twin(pre: str, text: str) -> None:
@@ -188,6 +190,7 @@ def test_splits_as_the_twin(pre: str, text: str) -> None:
         ("smollm", [" ", "1", "2", "3", "4", "5"]),
         ("llama-bpe", [" ", "123", "45"]),
         ("qwen2", [" ", "1", "2", "3", "4", "5"]),
+        ("gpt-4o", [" ", "123", "45"]),
     ],
 )
 def test_splits_digits(pre: str, expected: list[str]) -> None:

@@ -170,7 +170,18 @@ def test_biases(tmp_path: Path) -> None:
         ),
         ({"architectures": ...}, "architecture unknown"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "by 'bitsandbytes'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "gptq with 3 bits"),
+        ({"quantization_config": {"quant_method": "awq", "version": "gemv"}}, "layout 'gemv'"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float"}}},
+                }
+            },
+            "4-bit float weights",
+        ),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
             "longrope needs 8 short and long factors",

@@ -94,7 +94,7 @@ def test_the_two_ways_to_sample_differ(alone: dict[str, Result]) -> None:
     assert len(alone["greedy"][0][0]) == GREEDY.max_tokens
 
 
-@pytest.mark.parametrize("quantization", ["auto", "none"])
+@pytest.mark.parametrize("quantization", ["keep", "none"])
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
 def test_every_instruction_set(isa: str, quantization: str, load: Callable[..., LLM]) -> None:
     """Alone and at once, against in chunks and among others."""

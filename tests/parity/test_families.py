@@ -82,7 +82,7 @@ def test_preemption_chunks_and_prefix_hits_change_nothing(
     options = {"block_size": 8, "max_num_batched_tokens": 33, "max_num_seqs": 5}
     with load(directory, num_gpu_blocks_override=33, **options) as llm:
         assert decoded(llm.generate(prompts * 3, DECODE)) == decoded(outputs) * 3
-        assert llm.stats()["num_preemptions"] > 0
+        assert (llm.stats()["num_preemptions"] > 0) != family.gives_back
         again = llm.generate(prompts[-1:], DECODE)
         assert again[0].num_cached_tokens > 0
         assert decoded(again) == decoded(outputs[-1:])

@@ -40,11 +40,13 @@ class Family:
         config: The real configuration class.
         gguf: The architecture's name in GGUF files; none where they have no key for its options.
         lengths: Of the prompts; the long ones pass window and original context.
+        gives_back: Whether every layer has a window, so that blocks become free early.
     """
 
     config: PreTrainedConfig
     gguf: str = ""
     lengths: tuple[int, ...] = (1, 17, 70, 243)
+    gives_back: bool = False
 
 
 def _config(class_: type[PreTrainedConfig], **options: Any) -> PreTrainedConfig:
@@ -71,7 +73,9 @@ def _longrope(**options: Any) -> PreTrainedConfig:
 
 
 FAMILIES = {
-    "mistral": Family(_config(MistralConfig, head_dim=12, sliding_window=WINDOW), "llama"),
+    "mistral": Family(
+        _config(MistralConfig, head_dim=12, sliding_window=WINDOW), "llama", gives_back=True
+    ),
     "ministral": Family(
         _config(
             MinistralConfig,
@@ -146,6 +150,7 @@ FAMILIES = {
             sliding_window=WINDOW,
         ),
         "llama",
+        gives_back=True,
     ),
     "qwen3moe": Family(
         _config(

@@ -13,7 +13,7 @@ NUM_TOKENS = 20_000
 
 
 def streams(count: int) -> list[RequestStream]:
-    return [RequestStream(1, lambda _: None) for _ in range(count)]
+    return [RequestStream(1, lambda _: None, lambda _, __: None) for _ in range(count)]
 
 
 def test_a_slow_reader_costs_a_bounded_queue_and_loses_nothing() -> None:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from octavo import _core
-from octavo.engine.settings import engine_config
+from octavo.engine.settings import engine_config, keeps_codes
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import RemoteModel
@@ -41,8 +41,11 @@ def _check_files(config: ServeConfig, files: ModelFiles) -> None:
     tokenizer = files.tokenizer(config.tokenizer)
     template = files.chat_template(tokenizer, config.chat_template)
     dummy = config.load_format == "dummy"
-    dtypes = {} if dummy else {n: e.dtype for n, e in files.tensors().tensors.items()}
     core = engine_config(config, info, files.generation_config())
+    dtypes = {}
+    if not dummy:
+        tensors = files.tensors(keep_quantized=keeps_codes(core)).tensors
+        dtypes = {name: entry.dtype for name, entry in tensors.items()}
     plan = _core.plan_memory(core, to_core(info), dtypes)
     tokens = plan["num_blocks"] * config.block_size
     longest = plan["max_model_len"]

@@ -51,13 +51,16 @@ class Engine(Protocol):
 class _Vocabulary:
     """A tokenizer in the form in which llguidance takes one."""
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_id: int) -> None:
         self._tokenizer = tokenizer
         self.is_tokenizer_wrapper = True
         self.eos_token_id = eos_token_id
         self.bos_token_id = tokenizer.bos_token_id
-        self.tokens = [tokenizer.token_bytes.of(id_) for id_ in range(tokenizer.max_token_id + 1)]
-        self.special_token_ids = sorted(tokenizer.token_bytes.special_ids)
+        # Logits are often wider than the tokenizer: what has no text is never allowed.
+        named = range(min(vocab_size, tokenizer.max_token_id + 1))
+        self.tokens = [tokenizer.token_bytes.of(id_) for id_ in named]
+        self.tokens += [b""] * (vocab_size - len(self.tokens))
+        self.special_token_ids = sorted(i for i in tokenizer.token_bytes.special_ids if i in named)
 
     def __call__(self, text: bytes | str) -> list[int]:
         shown = text.decode(errors="replace") if isinstance(text, bytes) else text
@@ -77,7 +80,7 @@ def grammar_tokenizer(
     ends = [id_ for id_ in eos_token_ids if 0 <= id_ < vocab_size]
     if not ends:
         raise InvalidRequestError("This model has no end token: structured output cannot end.")
-    vocabulary: Any = _Vocabulary(tokenizer, ends[0])
+    vocabulary: Any = _Vocabulary(tokenizer, vocab_size, ends[0])
     return LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=ends)
 
 

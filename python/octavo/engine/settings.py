@@ -51,12 +51,17 @@ def engine_config(
     core.weight_dtype = weight_dtype(config, info, core.device)
     core.max_num_batched_tokens = step_tokens(config, core.device)
     core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
-    core.keep_quantized = config.quantization != "none"
+    core.keep_quantized = config.quantization in ("keep", "int8", "int4")
     core.quantization = quantize_to(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
     core.eos_token_ids = list(generation.eos_token_ids)
     return core
+
+
+def keeps_codes(core: _core.EngineConfig) -> bool:
+    """Whether quantised safetensors keep their codes: the CPU multiplies them as they are."""
+    return core.keep_quantized and core.device == "cpu"
 
 
 def device(config: ServeConfig) -> str:
@@ -88,10 +93,11 @@ def quantize_to(config: ServeConfig, device: str) -> str:
     Raises:
         ConfigError: The device cannot.
     """
-    if config.quantization in (AUTO, "none"):
+    if config.quantization in ("none", "keep"):
         return ""
-    if device != "cpu":
-        raise ConfigError(f"--quantization {config.quantization} needs --device cpu.")
+    needed = "cuda" if config.quantization == "fp8" else "cpu"
+    if not device.startswith(needed):
+        raise ConfigError(f"--quantization {config.quantization} needs --device {needed}.")
     return config.quantization
 
 

@@ -109,17 +109,28 @@ class ModelFiles:
             sources["default"], tokenizer.special_tokens, tool_source=sources.get("tool_use")
         )
 
-    def tensors(self) -> TensorSource:
+    def tensors(self, *, keep_quantized: bool = False) -> TensorSource:
         """The tensors of the checkpoint.
+
+        Args:
+            keep_quantized: Whether quantised matrices of safetensors keep their codes where the
+                engine has blocks for them; else they are decoded. GGUF files are read as they are.
 
         Raises:
             CheckpointError: A file is damaged or missing.
+            UnsupportedModelError: It is quantised in a way that is not supported.
         """
         if self.model.kind == "gguf":
             return self._gguf
+        from octavo.model.hf_config import read_hf_config  # noqa: PLC0415 - of one kind
+        from octavo.model.quantized import QuantizedModel, read_quantization  # noqa: PLC0415 - ...
         from octavo.model.safetensors_file import SafetensorsModel  # noqa: PLC0415 - of one kind
 
-        return SafetensorsModel(self.model.path)
+        files = SafetensorsModel(self.model.path)
+        given = read_hf_config(self.model.path).quantization_config
+        if not given:
+            return files
+        return QuantizedModel(files, read_quantization(given), keep_quantized=keep_quantized)
 
     @cached_property
     def _gguf(self) -> GgufModel:

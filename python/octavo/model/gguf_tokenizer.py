@@ -45,6 +45,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
@@ -55,6 +60,7 @@ _SPLITS = {
     "deepseek-r1-qwen": _QWEN2,
     "megrez": _QWEN2,
     "tekken": _TEKKEN,
+    "gpt-4o": _O200K,
 }
 _GPT2_SPLIT = frozenset({"", "default", "gpt-2", "gpt2", "mpt", "olmo", "phi-2", "jina-en"})
 _GPT2_SPLIT_SINGLE_DIGITS = frozenset(

@@ -11,6 +11,7 @@ from octavo.model.config import ModelInfo
 from octavo.model.hf_architectures import Architecture, architecture_of
 from octavo.model.hf_rope import HfRope
 from octavo.model.json_file import read_json
+from octavo.model.quantized import read_quantization
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,10 +236,7 @@ def _check_supported(config: HfConfig, architecture: Architecture) -> None:
             f"hidden_act {activation!r}; {architecture.name} has {architecture.activation}."
         )
     if config.quantization_config:
-        method = config.quantization_config.get("quant_method", "unknown")
-        raise UnsupportedModelError(
-            f"weights quantised by {method!r}: use the plain checkpoint, or a GGUF file."
-        )
+        read_quantization(config.quantization_config)
     if config.clip_qkv is not None:
         raise UnsupportedModelError("clip_qkv: clipping of queries, keys and values.")
     if config.use_bidirectional_attention:

@@ -28,6 +28,6 @@ def ask(mode: instructor.Mode) -> object:
     return isinstance(found, Capital) and found.model_dump()
 
 
-modes = (instructor.Mode.JSON_SCHEMA, instructor.Mode.JSON, instructor.Mode.TOOLS)
+modes = (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS)
 answers = {mode.name: ask(mode) for mode in modes}
 print(json.dumps({"versions": {"instructor": version("instructor")}, "answers": answers}))

