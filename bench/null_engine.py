@@ -46,6 +46,7 @@ class OutputBatch:
     token_ids: bytes
     logprobs: bytes = b""
     prompt_logprobs: bytes = b""
+    pooled: bytes = b""
     errors: dict[int, str] | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Sequence:
     made: int = 0
 
     def record(self, count: int, reason: int) -> bytes:
-        return RECORD.pack(self.id, 0, count, self.num_prompt, 0, -1, 0, 0, 0, reason)
+        return RECORD.pack(self.id, 0, count, self.num_prompt, 0, -1, 0, 0, 0, 0, reason)
 
 
 class NullEngine:

@@ -23,7 +23,7 @@ using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 // An OutputBatch whose columns are Python's.
 struct OutputColumns {
   uint16_t connection;
-  py::bytes records, token_ids, logprobs, prompt_logprobs;
+  py::bytes records, token_ids, logprobs, prompt_logprobs, pooled;
   py::dict errors;
 };
 
@@ -36,7 +36,8 @@ OutputColumns columns_of(const OutputBatch& batch) {
   py::dict errors;
   for (const auto& [id, message] : batch.errors) errors[py::int_(id)] = message;
   return {batch.connection,         bytes_of(batch.records),         bytes_of(batch.token_ids),
-          bytes_of(batch.logprobs), bytes_of(batch.prompt_logprobs), std::move(errors)};
+          bytes_of(batch.logprobs), bytes_of(batch.prompt_logprobs), bytes_of(batch.pooled),
+          std::move(errors)};
 }
 
 // LoadedEngine and what Python must keep alive for it.
@@ -162,6 +163,7 @@ void bind_value_types(py::module_& module) {
       .def_readonly("token_ids", &OutputColumns::token_ids)
       .def_readonly("logprobs", &OutputColumns::logprobs)
       .def_readonly("prompt_logprobs", &OutputColumns::prompt_logprobs)
+      .def_readonly("pooled", &OutputColumns::pooled)
       .def_readonly("errors", &OutputColumns::errors);
 }
 

@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <string>
 
@@ -19,6 +21,14 @@ std::optional<int32_t> from_count(int32_t count) {
   return count < 0 ? std::nullopt : std::optional(count);
 }
 int32_t to_count(std::optional<int32_t> count) { return count.value_or(-1); }
+
+constexpr std::array kPoolings = {"", "last", "sum"};
+
+Pooling to_pooling(const std::string& name) {
+  const auto found = std::ranges::find(kPoolings, name);
+  if (found == kPoolings.end()) throw InvalidRequestError("pooling must be last or sum.");
+  return static_cast<Pooling>(found - kPoolings.begin());
+}
 
 // Sets each keyword as an attribute, so that both ways check the same.
 SamplingParams from_keywords(const py::kwargs& fields) {
@@ -67,7 +77,10 @@ void bind_sampling(py::module_& module) {
           [](P& p, std::optional<int32_t> count) { p.logprobs = to_count(count); })
       .def_property(
           "prompt_logprobs", [](const P& p) { return from_count(p.prompt_logprobs); },
-          [](P& p, std::optional<int32_t> count) { p.prompt_logprobs = to_count(count); });
+          [](P& p, std::optional<int32_t> count) { p.prompt_logprobs = to_count(count); })
+      .def_property(
+          "pooling", [](const P& p) { return kPoolings[static_cast<size_t>(p.pooling)]; },
+          [](P& p, const std::string& name) { p.pooling = to_pooling(name); });
 }
 
 }  // namespace octavo::bindings

@@ -25,14 +25,16 @@ int64_t content_bytes(const OutputBatch& batch) {
   return bytes_of(batch.records, batch.records.size()) +
          bytes_of(batch.token_ids, batch.token_ids.size()) +
          bytes_of(batch.logprobs, batch.logprobs.size()) +
-         bytes_of(batch.prompt_logprobs, batch.prompt_logprobs.size());
+         bytes_of(batch.prompt_logprobs, batch.prompt_logprobs.size()) +
+         bytes_of(batch.pooled, batch.pooled.size());
 }
 
 int64_t capacity_bytes(const OutputBatch& batch) {
   return bytes_of(batch.records, batch.records.capacity()) +
          bytes_of(batch.token_ids, batch.token_ids.capacity()) +
          bytes_of(batch.logprobs, batch.logprobs.capacity()) +
-         bytes_of(batch.prompt_logprobs, batch.prompt_logprobs.capacity());
+         bytes_of(batch.prompt_logprobs, batch.prompt_logprobs.capacity()) +
+         bytes_of(batch.pooled, batch.pooled.capacity());
 }
 
 void clear_columns(OutputBatch& batch) {
@@ -40,6 +42,7 @@ void clear_columns(OutputBatch& batch) {
   batch.token_ids.clear();
   batch.logprobs.clear();
   batch.prompt_logprobs.clear();
+  batch.pooled.clear();
   batch.errors.clear();
 }
 
@@ -61,6 +64,7 @@ void append_columns(OutputBatch& to, const OutputBatch& from) {
   append(to.token_ids, from.token_ids);
   append(to.logprobs, from.logprobs);
   append(to.prompt_logprobs, from.prompt_logprobs);
+  append(to.pooled, from.pooled);
   append(to.errors, from.errors);
 }
 
@@ -106,15 +110,18 @@ void Outbox::emit(const SequenceOutput& output) {
   record.num_logprobs = static_cast<uint32_t>(output.logprobs.size());
   record.num_prompt_logprobs = static_cast<uint32_t>(output.prompt_logprobs.size());
   record.queue_time_us = output.queue_time_us;
+  record.num_pooled = static_cast<uint32_t>(output.pooled.size());
   record.finish_reason = static_cast<uint8_t>(output.finish_reason);
   ensure_room(batch.records, 1);
   ensure_room(batch.token_ids, record.num_tokens);
   ensure_room(batch.logprobs, record.num_logprobs);
   ensure_room(batch.prompt_logprobs, record.num_prompt_logprobs);
+  ensure_room(batch.pooled, record.num_pooled);
   if (output.error != nullptr) batch.errors.emplace_back(output.request_id, output.error);
   if (output.token_id >= 0) batch.token_ids.push_back(output.token_id);
   append(batch.logprobs, output.logprobs);
   append(batch.prompt_logprobs, output.prompt_logprobs);
+  append(batch.pooled, output.pooled);
   batch.records.push_back(record);
 }
 

@@ -37,7 +37,7 @@ struct EngineConfig {
 // Tokens of one sequence produced in one step: the id that ends it is among them. A batch may hold
 // several records of a sequence, in order. Prompt log-probabilities are the request's: the records
 // of sequence 0 carry them. Fixed layout: Python unpacks an array of these as little-endian
-// "<QIIIIiIIIB7x" (48 bytes).
+// "<QIIIIiIIIIB3x" (48 bytes).
 struct OutputRecord {
   uint64_t request_id;
   uint32_t sequence_index;  // 0 .. n - 1
@@ -48,8 +48,9 @@ struct OutputRecord {
   uint32_t num_logprobs;         // entries of OutputBatch::logprobs
   uint32_t num_prompt_logprobs;  // entries of OutputBatch::prompt_logprobs
   uint32_t queue_time_us;        // from submit() to the request's first step
+  uint32_t num_pooled;           // entries of OutputBatch::pooled
   uint8_t finish_reason;         // FinishReason
-  uint8_t padding[7];
+  uint8_t padding[3];
 };
 static_assert(sizeof(OutputRecord) == 48);
 
@@ -60,6 +61,7 @@ struct OutputBatch {
   std::vector<int32_t> token_ids;
   std::vector<LogprobEntry> logprobs;                    // "<ifi" each
   std::vector<LogprobEntry> prompt_logprobs;             // "<ifi" each
+  std::vector<float> pooled;                             // parts of a sum, to be added
   std::vector<std::pair<uint64_t, std::string>> errors;  // request id, message of the catalogue
 };
 

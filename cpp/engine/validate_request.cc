@@ -81,6 +81,9 @@ void check_counts(const SamplingParams& p) {
   if (p.min_tokens > p.max_tokens) refuse("min_tokens must not be greater than max_tokens.");
   check_range("logprobs", p.logprobs, -1, kMaxLogprobs);
   check_range("prompt_logprobs", p.prompt_logprobs, -1, kMaxLogprobs);
+  if (p.pooling == Pooling::kNone) return;
+  if (p.n != 1 || p.max_tokens != 1) refuse("pooling needs n and max_tokens to be 1.");
+  if (p.pooling == Pooling::kSum && p.prompt_logprobs < 0) refuse("A sum needs prompt_logprobs.");
 }
 
 void check_token_lists(const SamplingParams& p, int64_t vocab_size) {

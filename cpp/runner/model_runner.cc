@@ -1,11 +1,14 @@
 #include "runner/model_runner.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <exception>
+#include <numeric>
 #include <utility>
 #include <vector>
 
 #include "base/errors.h"
+#include "base/float_formats.h"
 
 namespace octavo {
 namespace {
@@ -56,6 +59,21 @@ void set_offsets(std::span<const SampleRow> rows, StepResult& result) {
 bool is_decode(const ScheduledBatch& batch) {
   return batch.num_tokens == std::ssize(batch.sequences) &&
          std::ranges::all_of(batch.sequences, &ScheduledSequence::samples);
+}
+
+// Under kLast only the row that draws is the prompt's last.
+bool pools(const SampleRow& row) {
+  const Pooling pooling = row.sequence->sampling->pooling;
+  return pooling == Pooling::kSum || (pooling == Pooling::kLast && row.target_id < 0);
+}
+
+void add_state(const std::byte* state, DType dtype, std::span<float> sum) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(state);
+  for (size_t i = 0; i < sum.size(); ++i) {
+    sum[i] += dtype == DType::kFloat32   ? reinterpret_cast<const float*>(state)[i]
+              : dtype == DType::kFloat16 ? float16_to_float32(halves[i])
+                                         : bfloat16_to_float32(halves[i]);
+  }
 }
 
 }  // namespace
@@ -141,8 +159,39 @@ void ModelRunner::compute(const ScheduledBatch& batch, StepResult& result) {
     backend_.synchronize();  // gives the masks all the time that the device takes
     batch.before_sampling();
   }
+  pool(hidden, std::ssize(batch.sequences), result);
   set_offsets(batch_.sample_rows(), result);
   sample(hidden, inputs.num_logits, result);
+}
+
+// Reads the rows of sequences that want them and adds them up by sequence. The one place where a
+// step allocates and waits: embeddings are asked for by few, and their steps are prefills.
+void ModelRunner::pool(TensorView hidden, int64_t num_sequences, StepResult& result) {
+  const std::span<const SampleRow> rows = batch_.sample_rows();
+  const auto is_pooled = [](const SampleRow& row) { return pools(row); };
+  if (std::ranges::none_of(rows, is_pooled)) return;
+  const int64_t hidden_size = model_.config().hidden_size;
+  std::vector<std::byte> states(dtype_bytes(hidden.dtype, std::ssize(rows) * hidden.row_stride));
+  backend_.copy_to_host(states.data(), hidden.data, std::ssize(states));
+  result.pooled_offsets.assign(num_sequences + 1, 0);
+  int32_t last_row = -1;
+  int64_t position = 0;
+  for (int64_t i = 0; i < std::ssize(rows); ++i) {
+    const SampleRow& row = rows[i];
+    const bool is_first = row.batch_row != last_row;
+    position = is_first ? row.sequence->num_computed_tokens : position + 1;
+    last_row = row.batch_row;
+    if (!pools(row) || position < row.sequence->num_pooled_tokens) continue;
+    int32_t& end = result.pooled_offsets[row.batch_row + 1];
+    if (end == 0) {
+      result.pooled.resize(result.pooled.size() + hidden_size, 0.0f);
+      end = static_cast<int32_t>(hidden_size);
+    }
+    const std::byte* state = states.data() + dtype_bytes(hidden.dtype, i * hidden.row_stride);
+    add_state(state, hidden.dtype, std::span(result.pooled).last(hidden_size));
+  }
+  std::inclusive_scan(result.pooled_offsets.begin(), result.pooled_offsets.end(),
+                      result.pooled_offsets.begin());
 }
 
 // The head and the sampler go over the rows in pieces: with prompt log-probabilities every token of

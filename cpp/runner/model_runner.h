@@ -53,6 +53,7 @@ class ModelRunner final : public StepRunner {
   void capture_graphs(std::span<const WarmUpShape> shapes);
   TensorView forward(const ForwardInputs& inputs);
   void compute(const ScheduledBatch& batch, StepResult& result);
+  void pool(TensorView hidden, int64_t num_sequences, StepResult& result);
   void sample(TensorView hidden, int64_t num_logits, StepResult& result);
   TensorView logits(int64_t num_rows) const;
 

@@ -22,6 +22,7 @@ struct SequenceOutput {
   const char* error = nullptr;  // with kError: a message of the catalogue, fit for users
   std::span<const LogprobEntry> logprobs;
   std::span<const LogprobEntry> prompt_logprobs;
+  std::span<const float> pooled;
 };
 
 class OutputSink {

@@ -8,6 +8,9 @@
 
 namespace octavo {
 
+// What of the prompt's last hidden states is reported: nothing, the last token's, or their sum.
+enum class Pooling : uint8_t { kNone, kLast, kSum };
+
 struct SamplingParams {
   int32_t n = 1;  // sequences sampled from one prompt, sharing its blocks
 
@@ -32,6 +35,9 @@ struct SamplingParams {
 
   int32_t logprobs = -1;         // -1 none, 0 the chosen token, k also the k most likely
   int32_t prompt_logprobs = -1;  // the same for every prompt token but the first
+
+  Pooling pooling =
+      Pooling::kNone;  // kSum needs prompt_logprobs, which have every position computed
 };
 
 // One (token, log-probability) pair. Log-probabilities are of the model's raw distribution, before

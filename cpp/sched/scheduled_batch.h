@@ -30,7 +30,8 @@ struct ScheduledSequence {
 
   std::span<const int32_t> block_table;  // block ids covering every scheduled position
 
-  bool samples = false;  // the last known token is scheduled: a next token comes back
+  int64_t num_pooled_tokens = 0;  // under Pooling::kSum: positions whose states were reported
+  bool samples = false;           // the last known token is scheduled: a next token comes back
   const SamplingParams* sampling = nullptr;
   uint64_t seed = 0;                          // resolved; the draw's counter is token_ids.size()
   std::span<const int32_t> banned_token_ids;  // end and stop ids while under min_tokens
@@ -70,6 +71,11 @@ struct StepResult {
   std::vector<LogprobEntry> prompt_logprobs;
   std::vector<int32_t> prompt_logprob_offsets;  // [num_sequences + 1]
 
+  // Hidden states by Pooling, [hidden_size] for each sequence that has some of them in this step:
+  // row i owns [pooled_offsets[i], pooled_offsets[i + 1]). Both empty when there are none.
+  std::vector<float> pooled;
+  std::vector<int32_t> pooled_offsets;  // [num_sequences + 1]
+
   void clear() {
     token_ids.clear();
     is_invalid.clear();
@@ -77,6 +83,8 @@ struct StepResult {
     logprob_offsets.clear();
     prompt_logprobs.clear();
     prompt_logprob_offsets.clear();
+    pooled.clear();
+    pooled_offsets.clear();
   }
 };
 

@@ -337,6 +337,7 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
                      ? &group.sampling_after_prompt
                      : &sampling;
   row.seed = sequence.seed;
+  row.num_pooled_tokens = sequence.num_reported_prompt_positions;
   row.token_bitmask = group.request.token_mask;
   if (num_output_tokens(sequence) < sampling.min_tokens) {
     row.banned_token_ids = group.banned_token_ids;

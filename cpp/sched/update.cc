@@ -17,6 +17,12 @@ std::span<const LogprobEntry> row_of(const std::vector<LogprobEntry>& entries,
   return std::span(entries).subspan(offsets[row], offsets[row + 1] - offsets[row]);
 }
 
+std::span<const float> row_of(const std::vector<float>& values, const std::vector<int32_t>& offsets,
+                              int64_t row) {
+  if (offsets.empty()) return {};
+  return std::span(values).subspan(offsets[row], offsets[row + 1] - offsets[row]);
+}
+
 void check_offsets(const std::vector<int32_t>& offsets, size_t num_rows, size_t num_entries) {
   if (offsets.empty()) return;
   check(offsets.size() == num_rows + 1 && offsets.front() >= 0, "log-probability offsets missing");
@@ -44,6 +50,7 @@ void check_step_result(const ScheduledBatch& batch, const StepResult& result) {
   check(result.is_invalid.size() == num_rows, "the step's result has another number of flags");
   check_offsets(result.logprob_offsets, num_rows, result.logprobs.size());
   check_offsets(result.prompt_logprob_offsets, num_rows, result.prompt_logprobs.size());
+  check_offsets(result.pooled_offsets, num_rows, result.pooled.size());
 }
 
 void Scheduler::update(const ScheduledBatch& batch, const StepResult& result) {
@@ -89,6 +96,7 @@ void Scheduler::update_sequence(Sequence& sequence, int64_t row, const Scheduled
   SequenceOutput output = describe(sequence);
   output.prompt_logprobs = new_prompt_logprobs(
       sequence, scheduled, row_of(result.prompt_logprobs, result.prompt_logprob_offsets, row));
+  output.pooled = row_of(result.pooled, result.pooled_offsets, row);
   if (samples) {
     output.token_id = token_id;
     output.logprobs = row_of(result.logprobs, result.logprob_offsets, row);

@@ -142,6 +142,7 @@ class SamplingParams:
     stop_token_ids: list[int]
     logprobs: int | None
     prompt_logprobs: int | None
+    pooling: str
     def __init__(self, **fields: Any) -> None: ...
 
 class WeightSpec:
@@ -157,6 +158,7 @@ class OutputBatch:
     token_ids: bytes
     logprobs: bytes
     prompt_logprobs: bytes
+    pooled: bytes
     errors: dict[int, str]
 
 class Engine:

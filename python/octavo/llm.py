@@ -12,12 +12,13 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
 from octavo import _core
 from octavo.config import ServeConfig, resolve_options
+from octavo.embeddings import embedding_params, finished_embedding
 from octavo.engine.grammars import MaskMaker, grammar_compiler
 from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
 from octavo.errors import (
@@ -152,6 +153,35 @@ class LLM:
             for text, token_ids, each in zip(texts, encoded, params, strict=True)
         ]
         return self._run(assemblies, progress=progress)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        normalize: bool = True,
+        progress: bool | None = None,
+    ) -> list[list[float]]:
+        """The model's last hidden states of prompts, one vector a prompt.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of either.
+            pooling: The state of the last token, or the mean over all tokens.
+            normalize: Scale each vector to length 1.
+            progress: Show a progress bar; None shows one on a terminal.
+
+        Raises:
+            InvalidRequestError: A prompt is not acceptable.
+            EngineError: The engine failed.
+        """
+        params = embedding_params(pooling)
+        assemblies = [self._assembly(prompt, params) for prompt in _listed(prompts)]
+        self._run(assemblies, progress=progress)
+        sizes = (len(each.output.prompt_token_ids) for each in assemblies)
+        return [
+            finished_embedding(each.pooled, size if pooling == "mean" else 1, is_unit=normalize)
+            for each, size in zip(assemblies, sizes, strict=True)
+        ]
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges of the engine by name."""

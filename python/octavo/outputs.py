@@ -90,6 +90,7 @@ class Record:
     stop_token_id: int
     logprobs: Sequence[Entry]
     prompt_logprobs: Sequence[Entry]
+    pooled: Sequence[float]
     finish_reason: str | None
 
 
@@ -98,9 +99,22 @@ def records(batch: _core.OutputBatch) -> Iterator[Record]:
     token_ids = memoryview(batch.token_ids).cast("i")
     logprobs = list(LOGPROB.iter_unpack(batch.logprobs))
     prompt_logprobs = list(LOGPROB.iter_unpack(batch.prompt_logprobs))
-    token = entry = prompt_entry = 0
+    pooled = memoryview(batch.pooled).cast("f")
+    token = entry = prompt_entry = vector = 0
     for row in RECORD.iter_unpack(batch.records):
-        id_, index, num_tokens, _, num_cached, stop_id, num_entries, num_prompt, _, end = row
+        (
+            id_,
+            index,
+            num_tokens,
+            _,
+            num_cached,
+            stop_id,
+            num_entries,
+            num_prompt,
+            _,
+            num_pooled,
+            end,
+        ) = row
         yield Record(
             request_id=id_,
             sequence_index=index,
@@ -109,11 +123,13 @@ def records(batch: _core.OutputBatch) -> Iterator[Record]:
             stop_token_id=stop_id,
             logprobs=logprobs[entry : entry + num_entries],
             prompt_logprobs=prompt_logprobs[prompt_entry : prompt_entry + num_prompt],
+            pooled=pooled[vector : vector + num_pooled],
             finish_reason=FINISH_REASONS[end],
         )
         token += num_tokens
         entry += num_entries
         prompt_entry += num_prompt
+        vector += num_pooled
 
 
 class Assembly:
@@ -123,6 +139,7 @@ class Assembly:
         params: How it is sampled.
         output: What has come so far.
         runs: Sequences that the engine has not finished yet.
+        pooled: The prompt's hidden states by params.pooling.
     """
 
     def __init__(
@@ -138,6 +155,7 @@ class Assembly:
         self.params = params
         self.output = RequestOutput(prompt, token_ids, outputs)
         self.runs = params.n
+        self.pooled: list[float] = []
         if params.prompt_logprobs is not None:
             self.output.prompt_logprobs = [None]
         if params.logprobs is not None:
@@ -154,6 +172,9 @@ class Assembly:
     def take(self, record: Record) -> None:
         """Append what a record brings to its sequence."""
         self.runs -= record.finish_reason is not None
+        if record.pooled:
+            before = self.pooled or [0.0] * len(record.pooled)
+            self.pooled = list(map(float.__add__, before, record.pooled))
         if record.sequence_index == 0:
             self.output.num_cached_tokens = record.num_cached_tokens
         if self.output.prompt_logprobs is not None:

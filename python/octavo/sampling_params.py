@@ -30,6 +30,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
         skip_special_tokens: Leave special tokens out of the text.
         logprobs: None, or how many of the most likely tokens to report beside the chosen one.
         prompt_logprobs: The same for the prompt's tokens.
+        pooling: "last" reports the last hidden state of the prompt's last token, "sum" the sum over
+            its tokens, which needs prompt_logprobs; "" neither.
         grammar: What the output has to match, made by a function of octavo.grammar.
     """
 
@@ -54,4 +56,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    pooling: str = ""
     grammar: str | None = None

@@ -61,7 +61,7 @@ class SteppedEngine:
                 reason, errors[number] = 4, "NaN in the logits"
             elif self.fault == "short":
                 reason = 1
-            records += RECORD.pack(number, 0, 1, 0, 0, -1, 0, 0, 0, reason)
+            records += RECORD.pack(number, 0, 1, 0, 0, -1, 0, 0, 0, 0, reason)
             if reason:
                 del self.left[number]
         return [SimpleNamespace(records=records, errors=errors), SimpleNamespace(records=b"")]

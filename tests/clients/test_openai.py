@@ -208,3 +208,25 @@ async def _ask_asynchronously(url: str) -> str | None:
 
 def test_async(server: LiveServer) -> None:
     assert asyncio.run(_ask_asynchronously(server.url)) == ANSWER
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    texts = ["The cat sat on the mat.", "A cat is sitting on a mat.", "Stocks fell by 3 percent."]
+    pooled = {"pooling": "mean"}
+    answer = client.embeddings.create(model="smollm2", input=texts, extra_body=pooled)
+    vectors = [each.embedding for each in answer.data]
+    assert [each.index for each in answer.data] == [0, 1, 2]
+    assert {len(vector) for vector in vectors} == {576}
+
+    def likeness(one: list[float], other: list[float]) -> float:
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert likeness(vectors[0], vectors[0]) == pytest.approx(1.0, abs=1e-5)
+    assert likeness(vectors[0], vectors[1]) > likeness(vectors[0], vectors[2])
+    plain = client.embeddings.create(
+        model="smollm2", input=texts[0], encoding_format="float", extra_body=pooled
+    )
+    assert plain.data[0].embedding == pytest.approx(vectors[0], abs=1e-3)
+    assert plain.usage.prompt_tokens == plain.usage.total_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="576 dimensions"):
+        client.embeddings.create(model="smollm2", input="x", dimensions=64)

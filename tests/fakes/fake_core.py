@@ -27,6 +27,7 @@ class OutputBatch:
     token_ids: bytes = b""
     logprobs: bytes = b""
     prompt_logprobs: bytes = b""
+    pooled: bytes = b""
     errors: dict[int, str] = field(default_factory=dict)
 
 
@@ -196,7 +197,7 @@ class FakeEngine:
                     num_logprobs += 1
         batch.records += RECORD.pack(
             sequence.id, sequence.index, len(tokens), sequence.num_prompt, 0, -1, num_logprobs, 0,
-            0, reason,
+            0, 0, reason,
         )  # fmt: skip
         batch.token_ids += array.array("i", tokens).tobytes()
         if error:

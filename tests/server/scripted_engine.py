@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from octavo.sampling_params import SamplingParams
 VOCAB_SIZE = 260
 EOS = 257
 MAX_MODEL_LEN = 512
+HIDDEN_SIZE = 3
 
 # Prompt, sampling and sequence index to the tokens of one sequence, the end token included.
 Script = Callable[[list[int], SamplingParams, int], list[int]]
@@ -80,7 +82,7 @@ class ScriptedEngine:
     def model_info(self) -> ModelInfo:
         if not self.ready:
             raise NotReadyError("The model is not ready yet.")
-        return ModelInfo(vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN)
+        return ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN, HIDDEN_SIZE)
 
     def submit(
         self,
@@ -175,9 +177,19 @@ def _rows(engine: ScriptedEngine, submission: Submission, index: int) -> list[Re
         )
         for i in range(0, len(ids), step)
     ]
+    if sampling.pooling:
+        outputs[0].pooled = array("f", states(submission.prompt, sampling.pooling))
     outputs[-1].finish_reason = reason
     outputs[-1].stop_token_id = stop_id
     return outputs
+
+
+def states(prompt: list[int], pooling: str) -> list[float]:
+    """The made-up last hidden states of a prompt: token k has (k, -1, 2)."""
+    rows = [(float(id_), -1.0, 2.0) for id_ in prompt]
+    return (
+        list(rows[-1]) if pooling == "last" else [sum(column) for column in zip(*rows, strict=True)]
+    )
 
 
 def _cut(ids: Sequence[int], sampling: SamplingParams) -> tuple[list[int], str, int | None]:

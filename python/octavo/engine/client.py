@@ -10,6 +10,7 @@ import contextlib
 import math
 import threading
 import time
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,10 +84,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     Attributes:
         vocab_size: Width of the logits; every token id is below it.
         max_model_len: Prompt and output tokens of one sequence together.
+        hidden_size: Dimensions of an embedding.
     """
 
     vocab_size: int
     max_model_len: int
+    hidden_size: int = 0
 
 
 class RequestOutput(msgspec.Struct):
@@ -102,6 +105,8 @@ class RequestOutput(msgspec.Struct):
         stop_token_id: The id that ended the sequence, where one did.
         num_prompt_tokens: Length of the prompt.
         num_cached_tokens: Of these, served from the prefix cache.
+        pooled: Hidden states of the prompt by SamplingParams.pooling; those of all outputs are to
+            be added.
         queue_time_us: From the request's arrival in the engine to its first step.
     """
 
@@ -113,6 +118,7 @@ class RequestOutput(msgspec.Struct):
     stop_token_id: int | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    pooled: array[float] | None = None
     queue_time_us: int = 0
 
     def extend(self, later: RequestOutput) -> None:
@@ -123,6 +129,10 @@ class RequestOutput(msgspec.Struct):
         self.finish_reason = later.finish_reason
         self.stop_token_id = later.stop_token_id
         self.num_cached_tokens = later.num_cached_tokens
+        if self.pooled is None:
+            self.pooled = later.pooled
+        elif later.pooled is not None:
+            self.pooled = array("f", map(float.__add__, self.pooled, later.pooled))
 
 
 class RequestStream:

@@ -53,7 +53,7 @@ _RECEIVE_BYTES = 1 << 20
 _ACCEPT_RETRY_S = 0.02
 _CONNECTION_SHIFT = 48
 _MAX_CONNECTIONS = (1 << 16) - 1
-_FINISH_REASON = slice(RECORD.size - 8, None, RECORD.size)  # the column of finish reasons
+_FINISH_REASON = slice(RECORD.size - 4, None, RECORD.size)  # the column of finish reasons
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class OutputBatch(Protocol):
     token_ids: bytes
     logprobs: bytes
     prompt_logprobs: bytes
+    pooled: bytes
     errors: dict[int, str]
 
 
@@ -280,7 +281,7 @@ class Endpoint:
         with self._lock:
             self._connections[number] = connection
         self._selector.register(connection, selectors.EVENT_READ, connection)
-        self._reply(connection, Welcome(number, self._info.vocab_size, self._info.max_model_len))
+        self._reply(connection, Welcome(number, *msgspec.structs.astuple(self._info)))
 
     def _receive(self, connection: _Connection) -> None:
         data = connection.peer.recv(_RECEIVE_BYTES)
@@ -407,7 +408,12 @@ class Endpoint:
         if not connection.is_open:
             return
         outputs = Outputs(
-            batch.records, batch.token_ids, batch.logprobs, batch.prompt_logprobs, batch.errors
+            batch.records,
+            batch.token_ids,
+            batch.logprobs,
+            batch.prompt_logprobs,
+            batch.errors,
+            batch.pooled,
         )
         try:
             if connection.send(encode(outputs, self._sender_encoder)):

@@ -67,7 +67,7 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     engine.start()
     engine.set_heartbeat(page.memory, page.HEARTBEAT_OFFSET)
     page.set_summary(_summary(config, core, engine, info.architecture))
-    limits = ModelInfo(info.vocab_size, engine.max_model_len())
+    limits = ModelInfo(info.vocab_size, engine.max_model_len(), info.hidden_size)
     compiler = grammar_compiler(files, config.tokenizer, limits.vocab_size)
     return Loaded(engine, limits, to_core_sampling, slowest_step_s, compiler)
 

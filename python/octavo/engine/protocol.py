@@ -9,6 +9,7 @@ Outputs carries columns as bytes, exactly as the engine keeps them:
   token_ids        int32 little-endian, in record order
   logprobs         LOGPROB each, in record order
   prompt_logprobs  LOGPROB each, in record order
+  pooled           float32 little-endian, in record order: parts of a sum, to be added
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ MAX_FRAME_BYTES = 64 << 20
 LENGTH = struct.Struct("<I")
 
 # request_id, sequence_index, num_tokens, num_prompt_tokens, num_cached_tokens, stop_token_id,
-# num_logprobs, num_prompt_logprobs, queue_time_us, finish_reason
-RECORD = struct.Struct("<QIIIIiIIIB7x")
+# num_logprobs, num_prompt_logprobs, queue_time_us, num_pooled, finish_reason
+RECORD = struct.Struct("<QIIIIiIIIIB3x")
 # token_id, logprob, rank
 LOGPROB = struct.Struct("<ifi")
 
@@ -74,6 +75,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     connection: int
     vocab_size: int
     max_model_len: int
+    hidden_size: int = 0
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
@@ -84,6 +86,7 @@ class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     logprobs: bytes = b""
     prompt_logprobs: bytes = b""
     errors: dict[int, str] = {}
+    pooled: bytes = b""
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):

@@ -287,7 +287,7 @@ class SocketEngineClient:
                 answer.values = message.values
                 answer.arrived.set()
         elif isinstance(message, Welcome):
-            self._info = ModelInfo(message.vocab_size, message.max_model_len)
+            self._info = ModelInfo(message.vocab_size, message.max_model_len, message.hidden_size)
 
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
@@ -357,12 +357,14 @@ class _Columns:
         self._tokens = array.array("i", outputs.token_ids).tolist()
         self._logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.logprobs))
         self._prompt_logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.prompt_logprobs))
-        self._token = self._logprob = self._prompt_logprob = 0
+        self._floats = array.array("f", outputs.pooled)
+        self._token = self._logprob = self._prompt_logprob = self._pooled = 0
 
     def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
         """The output of the next record."""
         (
-            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us, reason
+            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us,
+            num_pooled, reason,
         ) = record  # fmt: skip
         start = self._token
         self._token = start + num_tokens
@@ -375,6 +377,10 @@ class _Columns:
             num_cached_tokens=num_cached,
             queue_time_us=queue_us,
         )
+        if num_pooled:
+            begin = self._pooled
+            self._pooled = begin + num_pooled
+            output.pooled = self._floats[begin : self._pooled]
         if num_lp or num_plp:
             self._take_logprobs(output, num_lp, num_plp, live)
         return output

@@ -9,6 +9,7 @@ import falcon
 from octavo.server.admin import ResetPrefixCacheResource, SelfCheckResource, ServerInfoResource
 from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
+from octavo.server.embeddings import EmbeddingsResource
 from octavo.server.error_responses import add_error_handlers
 from octavo.server.health import probe_routes
 from octavo.server.messages import CountTokensResource, MessagesResource
@@ -73,6 +74,7 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         "/v1/models/{model_id:path}": ModelResource(context),
         "/v1/completions": CompletionsResource(context),
         "/v1/chat/completions": ChatResource(context),
+        "/v1/embeddings": EmbeddingsResource(context),
         "/v1/messages": MessagesResource(context),
         "/v1/messages/count_tokens": CountTokensResource(context),
         "/v1/responses": ResponsesResource(context, store),
