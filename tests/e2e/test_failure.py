@@ -213,7 +213,7 @@ def test_a_killed_supervisor_takes_the_engine_along_and_is_replaced(start: Launc
     stream.join()
     assert stream.fault is not None
     wait_for(lambda: not is_running(engine), "the engine's end")
-    wait_for(lambda: server.status_of() == 200 and server.supervisor_pid() != supervisor, "both")
+    wait_for(lambda: server.supervisor_pid() != supervisor and server.status_of() == 200, "both")
     assert server.complete().status == 200
     assert server.stop() == 0
 

@@ -22,7 +22,7 @@ def test_requests_end_and_another_engine_serves(start: Launcher) -> None:
     stream.join()
     assert stream.fault is not None
     ended_after = time.monotonic() - began
-    wait_for(lambda: server.status_of() == 200 and server.engine_pid() != engine, "another engine")
+    wait_for(lambda: server.engine_pid() != engine and server.status_of() == 200, "another engine")
     figures(
         4, error_after_s=round(ended_after, 2), ready_after_s=round(time.monotonic() - began, 2)
     )
