@@ -116,7 +116,10 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
+    spaces_between_special_tokens: (
+        Annotated[bool, Meta(description="Without effect: tokenizers here write all spaces.")]
+        | None
+    ) = None
 
     echo: bool | None = None
     prompt_logprobs: NumLogprobs | None = None
