@@ -204,6 +204,7 @@ void bind_engine(py::module_& module) {
           ReleaseGil())
       .def(
           "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
+      .def("is_full", [](const Handle& h) { return h.loaded->engine().is_full(); })
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("take_mask_work", &take_mask_work, py::arg("timeout_s"))
       .def("set_token_masks", &set_token_masks, py::arg("sequences"), py::arg("masks"))

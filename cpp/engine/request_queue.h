@@ -43,6 +43,9 @@ class RequestQueue {
   void reset_prefix_cache();
   void self_check();
 
+  // Whether submit() would refuse any request now because too many wait.
+  bool is_full() const;
+
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
 
@@ -67,6 +70,7 @@ class RequestQueue {
 
  private:
   void refuse_unless_room(const Request& request) const;
+  QueueLoad load() const;
   void push(Command command);
 
   const int64_t max_num_requests_;

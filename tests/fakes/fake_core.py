@@ -116,6 +116,10 @@ class FakeEngine:
     def self_check(self) -> None:
         self.num_self_checks += 1
 
+    def is_full(self) -> bool:
+        with self._changed:
+            return len(self._running) >= self.max_num_queued
+
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)

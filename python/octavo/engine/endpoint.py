@@ -100,6 +100,9 @@ class Engine(Protocol):
     def self_check(self) -> None:
         """Check the accounting before the next step."""
 
+    def is_full(self) -> bool:
+        """A request would be refused now because too many wait."""
+
     def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
         """Wait for outputs; None once shut down."""
 
@@ -414,6 +417,7 @@ class Endpoint:
             batch.prompt_logprobs,
             batch.errors,
             batch.pooled,
+            self._engine.is_full(),
         )
         try:
             if connection.send(encode(outputs, self._sender_encoder)):

@@ -1,4 +1,4 @@
-"""Accepted connections whose small writes cost one system call."""
+"""Accepted connections whose small writes cost one system call, and which take bytes back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,20 @@ class Connection(gevent_socket):  # type: ignore[misc]
     gevent's sendall() asks for the buffer's size before each write, which doubles the system calls
     of a stream of events.
     """
+
+    _unread = b""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """What was put back, then what comes."""
+        if self._unread:
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
+        received: bytes = super().recv(size, flags)
+        return received
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was received last."""
+        self._unread = data + self._unread
 
     def sendall(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send everything, waiting while the peer does not read."""
