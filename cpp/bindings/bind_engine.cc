@@ -209,6 +209,7 @@ void bind_engine(py::module_& module) {
           py::arg("aborts"), ReleaseGil())
       .def(
           "wake_up", [](Handle& h) { h.loaded->engine().wake_up(); }, ReleaseGil())
+      .def("is_full", [](const Handle& h) { return h.loaded->engine().is_full(); })
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("take_mask_work", &take_mask_work, py::arg("timeout_s"))
       .def("set_token_masks", &set_token_masks, py::arg("sequences"), py::arg("masks"))

@@ -71,6 +71,10 @@ class Engine {
   // `batches` empty, once the engine has shut down and every output was taken.
   bool take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout);
 
+  // Whether submit() would refuse any request now because too many wait: for front ends that save
+  // themselves the work of asking.
+  bool is_full() const { return queue_.is_full(); }
+
   // For one grammar thread: see TokenMasks. A request with a token_mask is served only while
   // somebody takes this work.
   bool take_mask_work(std::vector<MaskWork>& work, std::chrono::nanoseconds timeout);

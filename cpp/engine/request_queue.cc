@@ -33,14 +33,24 @@ void RequestQueue::refuse_unless_room(const Request& request) const {
   if (is_output_stalled_) {
     throw QueueFullError("The server cannot deliver outputs fast enough. Try again later.");
   }
-  const int64_t num_requests = inbox_load_.num_requests + scheduler_load_.num_requests;
-  const int64_t num_tokens = inbox_load_.num_tokens + scheduler_load_.num_tokens;
+  const auto [num_requests, num_tokens] = load();
   // An empty queue takes any one request, however long: refusing it for ever would help nobody.
   const bool has_token_room =
       num_requests == 0 || num_tokens + std::ssize(request.token_ids) <= max_num_tokens_;
   if (num_requests >= max_num_requests_ || !has_token_room) {
     throw QueueFullError("Too many requests are waiting. Try again later.");
   }
+}
+
+QueueLoad RequestQueue::load() const {
+  return {inbox_load_.num_requests + scheduler_load_.num_requests,
+          inbox_load_.num_tokens + scheduler_load_.num_tokens};
+}
+
+bool RequestQueue::is_full() const {
+  const std::lock_guard lock(mutex_);
+  const auto [num_requests, num_tokens] = load();
+  return num_requests >= max_num_requests_ || (num_requests > 0 && num_tokens >= max_num_tokens_);
 }
 
 void RequestQueue::push(Command command) {

@@ -47,6 +47,8 @@ class RequestQueue {
   // From now on submit() refuses with `reason`, until the consumer calls resume().
   void sleep(bool aborts, const char* reason);
   void wake_up();
+  // Whether submit() would refuse any request now because too many wait.
+  bool is_full() const;
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
@@ -74,6 +76,7 @@ class RequestQueue {
 
  private:
   void refuse_unless_room(const Request& request) const;
+  QueueLoad load() const;
   void push(Command command);
 
   const int64_t max_num_requests_;

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from engine.stack import WAIT_S, Stack, params, tokens_of, wait_for
 from fakes.fake_core import LOST_DEVICE, MAX_MODEL_LEN, VOCAB_SIZE
 from octavo.engine.client import ModelInfo
+from octavo.engine.framing import encode
+from octavo.engine.protocol import Outputs, Welcome
 from octavo.errors import (
     EngineFaultError,
     InvalidRequestError,
@@ -20,6 +27,7 @@ from octavo.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def test_a_request_gets_its_tokens_and_one_finish_reason(serve: Callable[..., Stack]) -> None:
@@ -75,6 +83,62 @@ def test_a_slow_reader_gets_everything_in_few_outputs(serve: Callable[..., Stack
     assert outputs[0].token_ids == [(2 + k) % VOCAB_SIZE for k in range(500)]
     assert len(outputs[0].logprobs) == 500
     assert stream.is_finished
+
+
+def test_outputs_tell_whether_the_queue_is_full(serve: Callable[..., Stack]) -> None:
+    client = serve(step_s=0.02, max_num_queued=2).connect()
+    assert not client.is_full()
+    with client.submit([1], params(1000)):
+        assert not client.is_full()
+        with client.submit([1], params(1000)):
+            wait_for(client.is_full, "a full queue")  # nothing was refused
+        wait_for(lambda: not client.is_full(), "room")
+        with client.submit([1], params(1000)), pytest.raises(QueueFullError):
+            list(client.submit([1], params(1)))
+    time.sleep(0.2)
+    assert not client.is_full(), "a full queue is believed in for ever"
+
+
+IN_A_WORKER = """
+from gevent import monkey, sleep
+monkey.patch_all()
+import os, sys
+from octavo.engine.socket_client import SocketEngineClient
+from octavo.engine.status_page import StatusPage
+
+client = SocketEngineClient(sys.argv[1], StatusPage())
+client.start()
+while not client.is_connected():
+    sleep(0.01)
+for _ in range(20):
+    sleep(0.01)
+print("the others ran", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_busy_engine_does_not_keep_the_loop_for_itself(tmp_path: Path) -> None:
+    """Where data is always there, recv() never waits: it is the others' turn all the same."""
+    path = str(tmp_path / "engine")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def send_for_ever() -> None:
+            encoder = msgspec.msgpack.Encoder()
+            peer, _ = listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.sendall(encode(Welcome(1, VOCAB_SIZE, MAX_MODEL_LEN), encoder))
+                frames = encode(Outputs(b"", b""), encoder) * 10_000
+                while True:
+                    peer.sendall(frames)
+
+        sender = threading.Thread(target=send_for_ever, daemon=True)
+        sender.start()
+        command = [sys.executable, "-c", IN_A_WORKER, path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        sender.join(WAIT_S)
+    assert done.stdout == "the others ran\n", done.stderr
 
 
 def test_get_returns_none_after_the_timeout(serve: Callable[..., Stack]) -> None:

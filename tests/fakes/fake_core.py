@@ -132,6 +132,10 @@ class FakeEngine:
             self._is_drowsy, self._sleep["is_asleep"] = False, 0.0
             self._sleep["num_wake_ups"] += 1
 
+    def is_full(self) -> bool:
+        with self._changed:
+            return len(self._running) >= self.max_num_queued
+
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 WIDTH, PANEL, LEFT, TOP = 720, 110, 60, 22
 TITLES = {
     "resident_mb": "resident memory of all processes, MB",
+    "engine_mb": "of it, the engine process, MB",
+    "worker_0_mb": "of it, the HTTP worker, MB",
     "descriptors": "open descriptors",
     "held_blocks": "KV blocks in use",
     "gap_p99_ms": "p99 gap between the canary's tokens, ms",

@@ -18,6 +18,5 @@ def test_ten_times_the_capacity(start: Launcher) -> None:
     assert found["other"] == 0
     assert found["refused_429"] > found["admitted"]
     assert found["refusal_faults"] == 0
-    assert found["refusals_looked_at"] > 0
     # Goodput and time to the first token depend on the machine: the long run has their pass lines.
     assert found["admitted"] > 0

@@ -145,8 +145,12 @@ def baseline(server: Server) -> Baseline:
 class Canary:
     """One greedy stream after another; each must say the same, whatever happens beside it.
 
+    Args:
+        server: Which it listens to.
+        pause_s: Between two streams.
+
     Attributes:
-        gaps: Seconds between its events.
+        gaps: Seconds between its events; may be replaced by an empty list meanwhile.
     """
 
     BODY = {  # noqa: RUF012
@@ -154,8 +158,9 @@ class Canary:
         "ignore_eos": True, "priority": -1000,
     }  # fmt: skip
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, pause_s: float = 0.0) -> None:
         self._server = server
+        self._pause_s = pause_s
         self.gaps: list[float] = []
         self.num_streams = 0
         self.faults: list[str] = []
@@ -191,6 +196,7 @@ class Canary:
                 text = repr(error)
             if text != self._expected:
                 self.faults.append(text)
+            time.sleep(self._pause_s)
 
     def _read(self, gaps: list[float]) -> str:
         with contextlib.closing(connect(self._server, 60)) as connection:

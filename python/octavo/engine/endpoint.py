@@ -108,6 +108,9 @@ class Engine(Protocol):
     def wake_up(self) -> None:
         """Take the KV cache again."""
 
+    def is_full(self) -> bool:
+        """A request would be refused now because too many wait."""
+
     def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
         """Wait for outputs; None once shut down."""
 
@@ -426,6 +429,7 @@ class Endpoint:
             batch.prompt_logprobs,
             batch.errors,
             batch.pooled,
+            self._engine.is_full(),
         )
         try:
             if connection.send(encode(outputs, self._sender_encoder)):

@@ -89,7 +89,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
-    """What one engine step produced for this worker."""
+    """What one engine step produced for this worker, and whether more requests may come."""
 
     records: bytes
     token_ids: bytes
@@ -97,6 +97,7 @@ class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     prompt_logprobs: bytes = b""
     errors: dict[int, str] = {}
     pooled: bytes = b""
+    is_full: bool = False
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):

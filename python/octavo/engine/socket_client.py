@@ -50,8 +50,10 @@ if TYPE_CHECKING:
 
 _LOCAL_ID = (1 << 48) - 1  # the bits of a record's id that this client chose
 _RECONNECT_S = 0.05
-_FULL_S = 0.02  # how long a full queue is taken to be full still
+_FULL_S = 0.1  # how long a full queue is taken to be full still, if no outputs say otherwise
 _RECEIVE_BYTES = 256 << 10
+_BEHIND_BYTES = 32 << 10  # of many steps: what came of them is better taken together anyway
+_BREATH_S = 0.001
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
     kind.__name__: kind
@@ -183,7 +185,7 @@ class SocketEngineClient:
     # --- For the worker ---
 
     def is_full(self) -> bool:
-        """The engine has just refused a request because too many wait."""
+        """The engine would refuse a request, as far as is known here, because too many wait."""
         return time.monotonic() < self._full_until
 
     @property
@@ -298,6 +300,8 @@ class SocketEngineClient:
         while data := connection.recv(_RECEIVE_BYTES):
             for frame in buffer.feed(data):
                 self._dispatch(decode(frame, self._decoder))
+            # recv() gives way only where it waits, and a busy engine has always sent more.
+            time.sleep(_BREATH_S if len(data) >= _BEHIND_BYTES else 0)
 
     def _dispatch(self, message: ToWorker) -> None:
         if isinstance(message, Outputs):
@@ -316,6 +320,7 @@ class SocketEngineClient:
 
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
+        self._full_until = time.monotonic() + _FULL_S if outputs.is_full else 0.0
         columns = _Columns(outputs)
         live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):

@@ -1,4 +1,4 @@
-"""Accepted connections whose small writes cost one system call."""
+"""Accepted connections whose small writes cost one system call, and which take bytes back."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Connection(gevent_socket):  # type: ignore[misc]
 
     _is_holding = False
     _held = b""
+    _unread = b""
 
     def hold(self) -> None:
         """Keep what is sent next, a response's head, until more is sent or flush() is called."""
@@ -30,6 +31,18 @@ class Connection(gevent_socket):  # type: ignore[misc]
         self._is_holding = False
         if self._held and not self.closed:
             self.sendall(b"")
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """What was put back, then what comes."""
+        if self._unread:
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
+        received: bytes = super().recv(size, flags)
+        return received
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was received last."""
+        self._unread = data + self._unread
 
     def sendall(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send everything, waiting while the peer does not read."""

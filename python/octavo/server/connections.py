@@ -96,17 +96,15 @@ def connection_limit() -> int:
     return max(16, min(MAX_CONNECTIONS, soft - RESERVE - _OWN_DESCRIPTORS))
 
 
-def answer_bytes(error: RequestError, *, closes: bool) -> bytes:
-    """An answer as it goes over the wire; `closes`: it is the connection's last."""
-    from octavo.server.error_responses import error_body  # noqa: PLC0415 - the arbiter needs none
-
-    body = msgspec.json.encode(error_body(error))
+def answer_bytes(error: RequestError, body: object, *, closes: bool = False) -> bytes:
+    """An error's answer as it goes over the wire; `closes`: it is the connection's last."""
+    data = msgspec.json.encode(body)
     lines = [
         f"HTTP/1.1 {error.status} {_REASONS[error.status]}",
         f"Connection: {'close' if closes else 'keep-alive'}",
         "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
+        f"Content-Length: {len(data)}",
     ]
     if error.retry_after_s is not None:
         lines.append(f"Retry-After: {error.retry_after_s}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return "\r\n".join([*lines, "", ""]).encode() + data

@@ -24,7 +24,7 @@ from gunicorn.http import errors as http_errors
 from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from octavo.errors import NotReadyError, OctavoError, QueueFullError, RequestError
+from octavo.errors import NotReadyError, OctavoError, RequestError
 from octavo.processes import die_with_parent
 from octavo.server.connection import Connection, Listener
 from octavo.server.connections import (
@@ -49,7 +49,6 @@ _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
 _LINGER_S = 0.2
-_GENERATIONS = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
 _RESET = struct.pack("ii", 1, 0)
 
 _BAD_HTTP = (
@@ -84,13 +83,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Build the app around a client of this server's engine."""
         from octavo.server.assembly import assemble  # noqa: PLC0415 - after gevent's patches
         from octavo.server.request_metrics import RequestMetrics  # noqa: PLC0415
+        from octavo.server.shedding import Shedder  # noqa: PLC0415
 
         shared = self._shared
         metrics = RequestMetrics(shared.metrics, self.slot)
-        self._refusal = answer_bytes(
-            QueueFullError("Too many requests are waiting. Try again later."), closes=False
-        )
         self._assembly = assemble(shared.config, shared.runtime, metrics)
+        self._shedder = Shedder(self._is_full)
         self.wsgi = _in_pieces(self._assembly.app)
         gevent.get_hub().threadpool.spawn(self._load_model)  # a thread proper, not a greenlet
 
@@ -193,9 +191,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if self.cfg.is_ssl:
                     client.settimeout(self._shared.config.client_timeout)
                     client.do_handshake()
-                super().handle(listener, client, addr)
+                if self._refuse_some(client):
+                    super().handle(listener, client, addr)
         except OSError as error:
-            log.debug("A TLS handshake failed: %s", error)
+            log.debug("A connection ended before its first request: %s", error)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """What is no HTTP gets our shape of error; a connection that makes room gets nothing."""
@@ -215,12 +214,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if not _names_one_host(req):
             _say(client, BadHttpError(400))
             raise StopIteration
+        if (refusal := self._shedder.refusal(req.method, req.path)) is not None:
+            self._refuse(req, client, refusal)
+            return
         self._active += 1
         client.settimeout(self._shared.config.client_timeout)
         try:
-            if self._sheds(req):
-                client.sendall(self._refusal)
-                return
             with self._connections.busy() as has_place:
                 if not has_place and req.path not in PROBES:
                     error = TooManyConnectionsError("The server has too many connections.")
@@ -246,14 +245,33 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             client.flush()
 
-    def _sheds(self, req: Any) -> bool:
-        """Whether to refuse without a look at the body.
+    # --- Overload ---
 
-        Under overload most requests are refused; each must cost little, or the admitted ones
-        starve.
-        """
-        is_generation = req.method == "POST" and req.path in _GENERATIONS
-        return is_generation and self._assembly.client.is_full()
+    def _is_full(self) -> bool:
+        return self._is_wanted() and self._assembly.client.is_full()
+
+    def _refuse(self, req: Any, client: Any, refusal: bytes) -> None:
+        """Answer a request without a look at its body, then the next ones if they are refused."""
+        client.settimeout(self._shared.config.client_timeout)
+        try:
+            client.sendall(refusal)
+            while req.body.read(_PIECE_BYTES):
+                pass  # the next request begins behind it
+            if pipelined := req.unreader.take_buffered():
+                req.unreader.unread(pipelined)
+            elif req.should_close() or not self._refuse_some(client):
+                raise StopIteration
+        except TimeoutError:
+            raise StopIteration from None
+        finally:
+            client.settimeout(None)
+
+    def _refuse_some(self, client: Any) -> bool:
+        """Refuse requests of a connection that is between two; False if it is over."""
+        if not isinstance(client, Connection):  # TLS
+            return True
+        config = self._shared.config
+        return self._shedder.refuse_some(client, self.cfg.keepalive, config.client_timeout)
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -278,9 +296,11 @@ def _say(client: Any, error: RequestError) -> None:
     A close with bytes unread is a reset, which may overtake the answer: so those that are there
     are read.
     """
+    from octavo.server.error_responses import error_body  # noqa: PLC0415 - the arbiter needs none
+
     with contextlib.suppress(OSError):
         client.settimeout(_LINGER_S)
-        client.sendall(answer_bytes(error, closes=True))
+        client.sendall(answer_bytes(error, error_body(error), closes=True))
         client.shutdown(socket.SHUT_WR)
         for _ in range(16):
             if not client.recv(_PIECE_BYTES):

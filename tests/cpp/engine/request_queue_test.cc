@@ -69,6 +69,20 @@ TEST_F(RequestQueueTest, AnEmptyQueueTakesAnyOneRequest) {
   EXPECT_THROW(queue_.submit(request(2, 1)), QueueFullError);
 }
 
+TEST_F(RequestQueueTest, SaysThatItIsFullBeforeItIsAsked) {
+  for (uint64_t id = 0; id < 3; ++id) {
+    EXPECT_FALSE(queue_.is_full());
+    queue_.submit(request(id));
+  }
+  EXPECT_TRUE(queue_.is_full());
+  queue_.drain(commands_);
+  EXPECT_TRUE(queue_.is_full());  // they wait in the scheduler now
+  queue_.settle({2, 2}, {}, false);
+  EXPECT_FALSE(queue_.is_full());
+  queue_.settle({1, 100}, {}, false);
+  EXPECT_TRUE(queue_.is_full());  // of tokens
+}
+
 TEST_F(RequestQueueTest, ARefusedRequestLeavesNothingBehind) {
   for (uint64_t id = 0; id < 3; ++id) queue_.submit(request(id));
   EXPECT_THROW(queue_.submit(request(9)), QueueFullError);
