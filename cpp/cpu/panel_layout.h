@@ -105,14 +105,21 @@ enum class ActivationFormat : uint8_t {
 };
 inline constexpr int kNumActivationFormats = 3;
 
+// An odd number of cache lines: rows a power of two apart would share a few sets of L1.
+static constexpr int64_t odd_lines(int64_t bytes) {
+  constexpr int64_t kLineBytes = 64;
+  return ((bytes + kLineBytes - 1) / kLineBytes | 1) * kLineBytes;
+}
+
+// Bytes of a row of activations. kFloat32 is used where it lies.
 static constexpr int64_t activation_row_bytes(ActivationFormat format, int64_t depth) {
   switch (format) {
     case ActivationFormat::kFloat32:
       return depth * 4;
     case ActivationFormat::kBFloat16:
-      return round_up(depth, kBFloat16DepthMultiple) * 2;
+      return odd_lines(round_up(depth, kBFloat16DepthMultiple) * 2);
     case ActivationFormat::kInt8:
-      return round_up(depth + depth / kBlockDepth * 20, kVectorBytes);
+      return odd_lines(depth + depth / kBlockDepth * 20);
   }
   return 0;
 }

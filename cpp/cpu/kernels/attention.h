@@ -92,6 +92,12 @@ inline int64_t row_offset(const AttentionTask& task, int64_t row, int64_t token_
   return absolute / task.group * token_stride + absolute % task.group * task.kv.head_dim;
 }
 
+// Where the first tile of keys that a row of the task sees begins.
+inline int64_t first_tile(const AttentionTask& task) {
+  if (task.sliding_window == 0) return 0;
+  return larger(0, row_position(task, 0) - task.sliding_window + 1) / kKeyTile * kKeyTile;
+}
+
 inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
   for (int64_t r = 0; r < task.num_rows; ++r) {
@@ -417,12 +423,7 @@ void attention(const AttentionTask& task) {
   const AttentionScratch s = divide_scratch(task.scratch, padded_head_dim(task.kv.head_dim));
   begin_rows(task, s);
   const int64_t end = row_position(task, task.num_rows - 1) + 1;
-  int64_t begin = 0;
-  if (task.sliding_window > 0) {
-    const int64_t first_key = larger(0, row_position(task, 0) - task.sliding_window + 1);
-    begin = first_key / kKeyTile * kKeyTile;
-  }
-  for (; begin < end; begin += kKeyTile) {
+  for (int64_t begin = first_tile(task); begin < end; begin += kKeyTile) {
     const int64_t count = smaller(kKeyTile, end - begin);
     if (reads_in_place(task)) {
       attend_in_place<T>(task, s, begin, count);

@@ -1,4 +1,5 @@
-// Between rows of float32 and packed panels (layouts in kernels.h). Runs once, at load.
+// Between rows of float32 and packed panels (layouts in kernels.h), once, at load; activations for
+// them.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -27,7 +28,8 @@ inline int64_t paired_index(int64_t k, int64_t lane) {
   return (k / 2 * kPanelRows + lane) * 2 + k % 2;
 }
 
-void pack_panel_bfloat16(const float* rows, int64_t num_rows, int64_t depth, std::byte* panel) {
+inline void pack_panel_bfloat16(const float* rows, int64_t num_rows, int64_t depth,
+                                std::byte* panel) {
   uint16_t* out = reinterpret_cast<uint16_t*>(panel);
   const int64_t padded =
       (depth + kBFloat16DepthMultiple - 1) / kBFloat16DepthMultiple * kBFloat16DepthMultiple;
@@ -39,9 +41,17 @@ void pack_panel_bfloat16(const float* rows, int64_t num_rows, int64_t depth, std
   }
 }
 
-void unpack_row_bfloat16(const std::byte* panel, int64_t lane, int64_t depth, float* out) {
+inline void unpack_row_bfloat16(const std::byte* panel, int64_t lane, int64_t depth, float* out) {
   const auto* in = reinterpret_cast<const BFloat16*>(panel);
   for (int64_t k = 0; k < depth; ++k) out[k] = widen(in[paired_index(k, lane)]);
+}
+
+// A row of activations, zero up to a multiple of 32.
+inline void round_row_bfloat16(const float* x, int64_t depth, std::byte* out) {
+  for (int64_t i = 0; i < round_up(depth, kBFloat16DepthMultiple); i += kLanes) {
+    const Vec a = i < depth ? load_first(x + i, smaller(kLanes, depth - i)) : zero();
+    store_bfloat16(reinterpret_cast<uint16_t*>(out + 2 * i), a);
+  }
 }
 
 }  // namespace

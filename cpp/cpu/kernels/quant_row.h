@@ -27,7 +27,7 @@ struct QuantizedRow {
 };
 
 // A block with a NaN or an infinity gets the scale NaN, so that the row's results are NaN.
-void quantize_row(const float* x, int64_t depth, std::byte* out) {
+inline void quantize_row(const float* x, int64_t depth, std::byte* out) {
   const int64_t num_blocks = depth / kBlockDepth;
   auto* quants = reinterpret_cast<int8_t*>(out);
   auto* scales = reinterpret_cast<float*>(out + depth);

@@ -125,6 +125,36 @@ inline Vec load(const BFloat16* p) {
   return {widen_bfloat16(&p->bits), widen_bfloat16(&p->bits + 8)};
 }
 
+inline __m256i bfloat16_bits(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+}
+// Sixteen elements rounded to the nearest bfloat16, even of two.
+inline void store_bfloat16(uint16_t* p, Vec x) {
+  const __m256i both = _mm256_packus_epi32(bfloat16_bits(x.lo), bfloat16_bits(x.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xD8));
+}
+// out[2 i] = a[i], out[2 i + 1] = b[i] for sixteen elements.
+inline void store_pairs(uint16_t* out, const uint16_t* a, const uint16_t* b) {
+  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+  const __m256i low = _mm256_unpacklo_epi16(first, second);
+  const __m256i high = _mm256_unpackhi_epi16(first, second);
+  auto* pairs = reinterpret_cast<__m256i*>(out);
+  _mm256_storeu_si256(pairs, _mm256_permute2x128_si256(low, high, 0x20));
+  _mm256_storeu_si256(pairs + 1, _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+inline Vec load(const int32_t* p) {
+  const auto* both = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_cvtepi32_ps(_mm256_loadu_si256(both)),
+          _mm256_cvtepi32_ps(_mm256_loadu_si256(both + 1))};
+}
+
 inline __m256 widen_int8(const int8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));

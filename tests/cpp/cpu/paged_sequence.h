@@ -71,7 +71,9 @@ class PagedSequences {
   }
 
   // Writes keys and values and attends, for the chunks in order. Returns [T, num_q_heads * dim].
-  std::vector<float> run(Backend& backend, KVCache& cache, const std::vector<Chunk>& chunks,
+  // Engine: a Backend, or what has its two operations.
+  template <typename Engine>
+  std::vector<float> run(Engine& backend, KVCache& cache, const std::vector<Chunk>& chunks,
                          const RopeTable& rope = {}, int64_t layer = 0) const {
     std::vector<float> rows;
     std::vector<int32_t> positions, query_start_loc{0}, seq_lens, tables;
@@ -107,10 +109,12 @@ class PagedSequences {
     return out;
   }
 
-  // The exact result of one query row of `sequence`; keys and values as the cache rounds them.
-  std::vector<double> twin(int64_t sequence, int64_t position, int64_t head, DType dtype) const {
+  // The exact result of one query row of `sequence`; keys and values as the cache rounds them, the
+  // query in its own type.
+  std::vector<double> twin(int64_t sequence, int64_t position, int64_t head, DType dtype,
+                           DType query_dtype = DType::kFloat32) const {
     const int64_t dim = shape_.head_dim, kv = head / (shape_.num_q_heads / shape_.num_kv_heads);
-    const float* q = row(sequence, position) + head * dim;
+    const auto q = as_cached(query_dtype, row(sequence, position) + head * dim, dim);
     const int64_t window = shape_.sliding_window;
     const int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
     std::vector<double> scores;

@@ -1,0 +1,268 @@
+// The tile kernels over plain C++ tiles, on any processor: layouts, shapes, remainders and the
+// order of accumulation are those that AMX runs. Compiled for AVX2.
+#include <cmath>
+
+#include "cpu/cpu_testing.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile_attention.h"
+#include "cpu/kernels/tile_gemm_bfloat16.h"
+#include "cpu/kernels/tile_gemm_quantized.h"
+#include "cpu/kv_memory.h"
+#include "cpu/linear.h"
+#include "cpu/paged_attention.h"
+#include "cpu/paged_sequence.h"
+#include "cpu/plain_tiles.h"
+
+namespace octavo::cpu {
+namespace {
+
+template <PanelFormat kFormat>
+void add_quantized_gemm(Kernels& k) {
+  k.gemm[static_cast<int>(kFormat)] = tile_gemm_quantized<PlainTiles, kFormat>;
+}
+
+const Kernels& tile_kernels() {
+  static const Kernels table = [] {
+    Kernels k = kernels_for(Isa::kAvx2);
+    constexpr int kBF16 = static_cast<int>(PanelFormat::kBFloat16);
+    k.activation_format[kBF16] = ActivationFormat::kBFloat16;
+    k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = round_row_bfloat16;
+    k.gemm[kBF16] = tile_gemm_bfloat16<PlainTiles>;
+    add_quantized_gemm<PanelFormat::kInt8>(k);
+    add_quantized_gemm<PanelFormat::kInt4>(k);
+    add_quantized_gemm<PanelFormat::kInt4Min>(k);
+    add_quantized_gemm<PanelFormat::kInt5Min>(k);
+    add_quantized_gemm<PanelFormat::kInt6>(k);
+    k.attention[static_cast<int>(KVFormat::kBFloat16)] = tile_attention<PlainTiles>;
+    return k;
+  }();
+  return table;
+}
+
+// A linear layer on a table of kernels.
+class Layer {
+ public:
+  Layer(const Kernels& kernels, const WeightView& view, int num_threads = 1)
+      : kernels_(kernels), pool_(num_threads), weight_(view.rows, view.cols, true) {
+    const WeightPolicy policy{DType::kBFloat16, true, std::nullopt};
+    weight_.load_rows({kernels, policy, arena_}, 0, view);
+    const auto bias = random_floats(view.rows, 77);
+    weight_.load_bias(0, float_view(bias, 1, view.rows));
+  }
+
+  std::vector<float> run(const std::vector<float>& x) {
+    std::vector<float> in = x;
+    const int64_t rows = std::ssize(x) / weight_.in_features();
+    std::vector<float> out(rows * weight_.out_features());
+    Linear(kernels_, pool_)
+        .run(weight_, matrix(in, rows, weight_.in_features()),
+             matrix(out, rows, weight_.out_features()));
+    return out;
+  }
+
+ private:
+  const Kernels& kernels_;
+  WeightArena arena_;
+  ThreadPool pool_;
+  PackedWeight weight_;
+};
+
+std::vector<float> some_rows(const std::vector<float>& x, int64_t first, int64_t count,
+                             int64_t width) {
+  return {x.begin() + first * width, x.begin() + (first + count) * width};
+}
+
+struct Shape {
+  int64_t rows, in, out;
+};
+
+TEST(TileKernelsTest, BFloat16MatchesADoublePrecisionTwin) {
+  for (const Shape& s : {Shape{1, 1, 1},
+                         {3, 48, 40},
+                         {15, 33, 63},
+                         {16, 64, 64},
+                         {17, 96, 31},
+                         {32, 40, 16},
+                         {33, 576, 48},
+                         {49, 65, 100},
+                         {75, 32, 17}}) {
+    const auto x = random_floats(s.rows * s.in, 1), w = random_floats(s.out * s.in, 2);
+    const auto bias = random_floats(s.out, 77);
+    const auto out = Layer(tile_kernels(), float_view(w, s.out, s.in)).run(x);
+    for (int64_t r = 0; r < s.rows; ++r) {
+      for (int64_t c = 0; c < s.out; ++c) {
+        double sum = bias[c], magnitude = std::abs(bias[c]);
+        for (int64_t k = 0; k < s.in; ++k) {
+          const double product =
+              double{round_to_bfloat16(x[r * s.in + k])} * round_to_bfloat16(w[c * s.in + k]);
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        ASSERT_NEAR(out[r * s.out + c], sum, 1e-6 * magnitude)
+            << s.rows << "x" << s.in << "x" << s.out << " row " << r << " column " << c;
+      }
+    }
+  }
+}
+
+// More panels than stay in L2 together, so that the groups of panels end in the middle.
+TEST(TileKernelsTest, BFloat16RowsDoNotDependOnTheBatch) {
+  constexpr int64_t kRows = 70, kIn = 2100, kOut = 1000;
+  const auto x = random_floats(kRows * kIn, 1), w = random_floats(kOut * kIn, 2);
+  Layer two(tile_kernels(), float_view(w, kOut, kIn), 2);
+  Layer one(tile_kernels(), float_view(w, kOut, kIn), 1);
+  const auto all = one.run(x);
+  EXPECT_TRUE(same_bits(all, two.run(x)));
+  for (const int64_t count : {1, 2, 15, 16, 17, 31, 33, 48}) {
+    ASSERT_TRUE(same_bits(two.run(some_rows(x, 20, count, kIn)), some_rows(all, 20, count, kOut)))
+        << count << " rows";
+  }
+}
+
+constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
+                            DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+
+// Quants of every value; the halves among the bytes are small numbers of both signs.
+std::vector<uint16_t> random_weight(DType dtype, int64_t num_elements) {
+  std::mt19937 generator(3);
+  std::vector<uint16_t> bits(dtype_bytes(dtype, num_elements) / 2);
+  for (uint16_t& b : bits) b = static_cast<uint16_t>(generator() & 0xA7FF);
+  return bits;
+}
+
+// Whatever the number of rows, blocks, panels and columns: the very bits of the AVX2 kernels.
+TEST(TileKernelsTest, QuantizedProductsAreTheBitsOfEveryOtherKernel) {
+  for (const DType dtype : kTypes) {
+    const int64_t unit = dtype_info(dtype).block_elements;
+    for (const int64_t in : {unit, 3 * unit, 7 * unit}) {
+      for (const int64_t out : {16, 33, 150}) {
+        const auto bits = random_weight(dtype, out * in);
+        const WeightView view{bits.data(), dtype, out, in};
+        Layer tiles(tile_kernels(), view), plain(kernels_for(Isa::kAvx2), view);
+        for (const int64_t rows : {1, 7, 15, 16, 17, 40, 128, 129, 150}) {
+          auto x = random_floats(rows * in, static_cast<uint32_t>(rows));
+          x[0] = x[rows * in - 1] = rows == 40 ? NAN : 50.0f;
+          const auto expected = plain.run(x);
+          ASSERT_NE(expected[0], expected[1]);
+          ASSERT_TRUE(same_bits(tiles.run(x), expected))
+              << dtype_info(dtype).name << " " << rows << "x" << in << "x" << out;
+        }
+      }
+    }
+  }
+}
+
+TEST(TileKernelsTest, QuantizedRowsDoNotDependOnTheThreads) {
+  constexpr int64_t kRows = 37, kIn = 512, kOut = 300;
+  const auto bits = random_weight(DType::kQ4_1, kOut * kIn);
+  const WeightView view{bits.data(), DType::kQ4_1, kOut, kIn};
+  const auto x = random_floats(kRows * kIn, 1);
+  EXPECT_TRUE(
+      same_bits(Layer(tile_kernels(), view, 1).run(x), Layer(tile_kernels(), view, 3).run(x)));
+}
+
+// --- Attention -------------------------------------------------------------------------------
+
+// The two operations of a backend that attention needs.
+class Attention {
+ public:
+  explicit Attention(int num_threads = 1) : pool_(num_threads), attention_(tile_kernels(), pool_) {}
+
+  void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
+                      const AttentionParams& params, KVCache& cache) {
+    attention_.rope_and_cache(qkv, rope, inputs, params, dynamic_cast<KVMemory&>(cache));
+  }
+  void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
+                 const KVCache& cache, TensorView out) {
+    attention_.run(qkv, inputs, params, dynamic_cast<const KVMemory&>(cache), out);
+  }
+
+ private:
+  ThreadPool pool_;
+  PagedAttention attention_;
+};
+
+const AttentionShape kShapes[] = {
+    {9, 3, 64, 16},          // SmolLM2
+    {4, 4, 48, 16},          // columns that are no pair of tiles
+    {4, 1, 12, 16},          // a head smaller than a vector
+    {6, 2, 80, 32},          // depth past a tile
+    {8, 1, 128, 8},          // blocks smaller than a vector
+    {2, 1, 33, 5},           // nothing divides anything
+    {2, 2, 256, 128},        // blocks larger than a tile of keys
+    {40, 2, 16, 16, 30.0f},  // soft cap; more than a tile of rows in one decode
+    {4, 2, 32, 16, 0.0f, 10},
+    {3, 1, 64, 16, 20.0f, 100},
+};
+
+TEST(TileKernelsTest, AttentionMatchesADoublePrecisionTwin) {
+  for (const AttentionShape& shape : kShapes) {
+    const PagedSequences sequences(shape, {1, 70, 140, 201}, 1);
+    Attention engine;
+    KVMemory cache(sequences.cache_spec(DType::kBFloat16));
+    sequences.run(engine, cache, {{2, 0, 50}, {3, 0, 200}});
+    const std::vector<Chunk> chunks = {{0, 0, 1}, {1, 0, 70}, {2, 50, 90}, {3, 200, 1}};
+    const auto out = sequences.run(engine, cache, chunks);
+    const float* row = out.data();
+    for (const Chunk& c : chunks) {
+      for (int64_t p = c.computed; p < c.computed + c.scheduled; ++p) {
+        for (int64_t h = 0; h < shape.num_q_heads; ++h, row += shape.head_dim) {
+          const auto expected =
+              sequences.twin(c.sequence, p, h, DType::kBFloat16, DType::kBFloat16);
+          for (int64_t d = 0; d < shape.head_dim; ++d) {
+            // Probabilities are rounded by 2^-9 at most; values reach 7.
+            ASSERT_NEAR(row[d], expected[d], 0.014)
+                << "head_dim " << shape.head_dim << " position " << p << " dimension " << d;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(TileKernelsTest, AttentionRowsDoNotDependOnChunksOrNeighbours) {
+  for (const AttentionShape& shape : kShapes) {
+    constexpr int64_t kLength = 150;
+    const PagedSequences sequences(shape, {kLength, 40}, 5);
+    const auto run = [&](int threads, const std::vector<int64_t>& cuts) {
+      Attention engine(threads);
+      KVMemory cache(sequences.cache_spec(DType::kBFloat16));
+      std::vector<float> rows;
+      for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+        const int64_t count = cuts[i + 1] - cuts[i];
+        const auto out = sequences.run(engine, cache, {{1, 0, 40}, {0, cuts[i], count}});
+        rows.insert(rows.end(), out.end() - count * shape.out_width(), out.end());
+      }
+      return rows;
+    };
+    std::vector<int64_t> single(kLength + 1);
+    std::iota(single.begin(), single.end(), 0);
+    const auto whole = run(1, {0, kLength});
+    EXPECT_TRUE(same_bits(whole, run(1, single)));
+    EXPECT_TRUE(same_bits(whole, run(2, {0, 1, 16, 17, 63, 64, 100, 129, kLength})));
+  }
+}
+
+// What an ended sequence left in its blocks is never seen, not even as 0 * NaN.
+TEST(TileKernelsTest, AttentionDoesNotSeeStaleSlots) {
+  const AttentionShape shape{4, 2, 40, 16};
+  const PagedSequences sequences(shape, {37}, 3);
+  Attention engine;
+  KVMemory fresh(sequences.cache_spec(DType::kBFloat16));
+  KVMemory used(sequences.cache_spec(DType::kBFloat16));
+  const std::vector<float> bad(shape.head_dim, NAN);
+  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+    for (int64_t slot = 0; slot < 48; ++slot) {
+      tile_kernels().write_kv[static_cast<int>(KVFormat::kBFloat16)](used.head(0, head), slot,
+                                                                     bad.data(), bad.data());
+    }
+  }
+  for (const Chunk& chunk : {Chunk{0, 0, 20}, {0, 20, 17}}) {
+    const auto expected = sequences.run(engine, fresh, {chunk});
+    EXPECT_FALSE(std::isnan(expected[0]));
+    EXPECT_TRUE(same_bits(sequences.run(engine, used, {chunk}), expected));
+  }
+}
+
+}  // namespace
+}  // namespace octavo::cpu
