@@ -54,6 +54,34 @@ _SAMPLING: Features = {
 }  # fmt: skip
 
 _TOOL = {"name": "f", "description": "\0", "parameters": {"type": "object", "properties": {}}}
+_TYPED_TOOL = {
+    "name": "g-é",
+    "parameters": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", 1, None, "\0"]}},
+        "required": ["a"],
+    },
+    "strict": True,
+}
+_SCHEMAS: list[Any] = [
+    {}, True, False, {"type": "integer", "minimum": 5, "maximum": 7}, {"enum": ["a", 1, None]},
+    {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]},
+    {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, {"const": "\U0010ffff"},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]}}},
+    {"type": "string", "pattern": "^(a|b){2}$"}, {"type": "unknown"}, {"not": {}},
+]  # fmt: skip
+_STRUCTURED: list[Any] = [
+    {"regex": "[a-z]{1,5}"}, {"regex": "\\d+"}, {"regex": ""}, {"regex": "é\0?"},
+    {"regex": "(?=a)"},
+    {"choice": ["a", "b"]}, {"choice": ["", "\0", "a"]}, {"choice": ["é" * 200] * 3},
+    {"grammar": 'start: "a" | "b" start'}, {"grammar": 'root ::= "x" root?'}, {"grammar": "?"},
+    {"json_object": True}, {"json_object": False}, {"regex": "a", "choice": ["b"]},
+    *({"json": schema} for schema in _SCHEMAS),
+]  # fmt: skip
+_FORMATS: list[Any] = [
+    {"type": "text"}, {"type": "json_object"}, {"type": "json_schema"},
+    *({"type": "json_schema", "json_schema": {"name": "x", "schema": s}} for s in _SCHEMAS),
+]  # fmt: skip
 _COMPLETIONS: Features = {
     **_SAMPLING,
     "prompt": [*_TEXTS, *_IDS, _TEXTS[:8], _IDS[:3], ["x"] * 40],
@@ -61,8 +89,8 @@ _COMPLETIONS: Features = {
     "logprobs": [0, 1, 20],
     "prompt_logprobs": [0, 1, 20],
     "add_special_tokens": [True, False],
-    "response_format": [{"type": "text"}, {"type": "json_object"}],
-    "structured_outputs": [{"regex": "[a-z]{1,5}"}, {"choice": ["a", "b"]}, {"json": {}}],
+    "response_format": _FORMATS,
+    "structured_outputs": _STRUCTURED,
 }
 _MESSAGES = [
     [{"role": "user", "content": text}] for text in _TEXTS
@@ -86,13 +114,23 @@ _CHAT: Features = {
     "add_generation_prompt": [True, False],
     "continue_final_message": [True, False],
     "chat_template_kwargs": [{}, {"a": "x" * 1000}, {"enable_thinking": False}, {"messages": "x"}],
-    "tools": [[], [{"type": "function", "function": _TOOL}] * 20],
-    "tool_choice": ["none", "auto", "required"],
+    "tools": [
+        [],
+        [{"type": "function", "function": _TOOL}] * 20,
+        [{"type": "function", "function": tool} for tool in (_TOOL, _TYPED_TOOL)],
+    ],
+    "tool_choice": [
+        "none",
+        "auto",
+        "required",
+        {"type": "function", "function": {"name": "g-é"}},
+    ],
     "parallel_tool_calls": [True, False],
     "reasoning_effort": ["low", "x" * 32],
     "include_reasoning": [True, False],
     "echo": [True, False],
-    "response_format": _COMPLETIONS["response_format"],
+    "response_format": _FORMATS,
+    "structured_outputs": _STRUCTURED,
 }
 _RESPONSES: Features = {
     "input": [*_TEXTS, [{"role": "user", "content": "x"}] * 10],
@@ -106,7 +144,17 @@ _RESPONSES: Features = {
     "metadata": [{}, {"a": "\0"}],
     "truncation": ["auto", "disabled"],
     "previous_response_id": ["resp_0", "\0"],
-    "tools": [[], [{"type": "function", **_TOOL}]],
+    "tools": [[], [{"type": "function", **_TOOL}], [{"type": "function", **_TYPED_TOOL}]],
+    "tool_choice": ["none", "auto", "required"],
+    "text": [
+        {"format": each}
+        for each in (
+            {"type": "text"},
+            {"type": "json_object"},
+            {"type": "json_schema", "name": "x"},
+            *({"type": "json_schema", "name": "x", "schema": schema} for schema in _SCHEMAS),
+        )
+    ],
 }
 _ANTHROPIC: Features = {
     "messages": [m for m in _MESSAGES if m[0]["role"] in ("user", "assistant")],
@@ -119,6 +167,18 @@ _ANTHROPIC: Features = {
     "stream": [True, False],
     "metadata": [{}, {"user_id": "\0"}],
     "thinking": [{"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}],
+}
+_EMBEDDINGS: Features = {
+    "input": [*_TEXTS, *_IDS, _TEXTS[:8], _IDS[:3]],
+    "encoding_format": ["float", "base64"],
+    "dimensions": [1, 64, 2**31 - 1],
+    "pooling": ["last", "mean"],
+    "normalize": [True, False],
+    "add_special_tokens": [True, False],
+    "truncate_prompt_tokens": [-1, 1, 2, 10**9],
+    "priority": _SAMPLING["priority"],
+    "cache_salt": _SAMPLING["cache_salt"],
+    "user": ["x", "\0", None],
 }
 _TOKENIZE: Features = {
     "prompt": _TEXTS,
@@ -134,6 +194,7 @@ ROUTES: list[tuple[str, Features, Features]] = [
     ("/v1/chat/completions", {"messages": _MESSAGES[:1], "max_tokens": [4]}, _CHAT),
     ("/v1/responses", {"input": ["x"], "max_output_tokens": [4]}, _RESPONSES),
     ("/v1/messages", {"messages": _MESSAGES[:1], "max_tokens": [4]}, _ANTHROPIC),
+    ("/v1/embeddings", {"input": ["x"]}, _EMBEDDINGS),
     ("/v1/messages/count_tokens", {"messages": _MESSAGES[:1]}, _ANTHROPIC),
     ("/tokenize", {"prompt": ["x"]}, _TOKENIZE),
     ("/detokenize", {"tokens": [[5]]}, _DETOKENIZE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,3 +73,29 @@ def test_queued(server: Server, before: Baseline) -> None:
             connection.close()
         wait_for(lambda: server.metric("num_requests_waiting") == 0, "an empty queue", 5)
     figures(1, case="queued", back_after_s=round(before.wait(), 3))
+
+
+def slow_grammar(number: int) -> dict[str, Any]:
+    """One that nobody has asked for before, and that takes some 50 ms to compile, twice."""
+    properties = {
+        f"p{number}_{i}": {"type": "string", "pattern": f"[a-z]{{1,{i + 5}}}{i}"}
+        for i in range(800)
+    }
+    return {"json": {"type": "object", "properties": properties}}
+
+
+def test_in_grammar_compile(server: Server, before: Baseline) -> None:
+    number = next(_unique)
+    delays = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3]
+    for index, delay in enumerate(delays):
+        fields = {"structured_outputs": slow_grammar(100 * number + index)}
+        connection = send(server, "/v1/completions", stream=bool(index % 2), n=4, **fields)
+        time.sleep(delay)
+        connection.close()
+    figures(1, case="in grammar compile", back_after_s=round(before.wait(), 3))
+    answer = server.complete(structured_outputs={"choice": ["a", "b"]})
+    assert answer.status == 200
+    assert answer.json["choices"][0]["text"] in ("a", "b")
+    answer = server.complete(structured_outputs=slow_grammar(100 * number + 99), max_tokens=1)
+    assert answer.status == 200, "what was compiled above was no grammar"
+    before.wait()
