@@ -14,6 +14,7 @@
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
 #include "cuda/experts.h"
+#include "cuda/fused_layer_tail.h"
 #include "cuda/gather_rows.h"
 #include "cuda/gelu_tanh_mul.h"
 #include "cuda/kv_cache.h"
@@ -55,13 +56,18 @@ int select_device(std::string_view name) {
   return index;
 }
 
-DeviceContext make_context(int device, const Stream& stream, bool batch_invariant) {
-  int num_sms = 0;
-  int major = 0;
-  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  if (major != 9) throw ConfigError("this build's CUDA kernels are for Hopper (sm_90a)");
-  return {device, num_sms, stream.get(), batch_invariant};
+DeviceContext make_context(int device, const Stream& stream, const BackendOptions& options) {
+  DeviceContext context = describe_device(device);
+  if (!context.is_supported()) {
+    throw ConfigError("this build has no CUDA kernels for this GPU (OCTAVO_CUDA_ARCHITECTURES)");
+  }
+  context.stream = stream.get();
+  context.batch_invariant = options.batch_invariant;
+  context.is_hopper = context.is_hopper && !options.portable_kernels;
+  if (options.quantization == "fp8" && !context.is_hopper) {
+    throw ConfigError("fp8 weights need a Hopper GPU");
+  }
+  return context;
 }
 
 class CudaDeviceBuffer : public DeviceBuffer {
@@ -83,10 +89,11 @@ class CudaBackend : public Backend {
         has_fp8_(options.quantization == "fp8"),
         enforce_eager_(options.enforce_eager),
         device_(select_device(options.device)),
-        context_(make_context(device_, stream_, options.batch_invariant)),
+        context_(make_context(device_, stream_, options)),
         uploader_(device_),
-        gemm_(context_),
+        gemm_(context_, {options.gemm_tuning_cache, options.tune_gemm}),
         stream_linear_(context_),
+        layer_tail_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
       throw ConfigError("the CUDA backend computes in bfloat16 or float16");
@@ -176,7 +183,7 @@ class CudaBackend : public Backend {
   void add(TensorView residual, TensorView delta) override { cuda::add(context_, residual, delta); }
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const LinearOperand w = as_cuda(weight).operand();
-    if (streams(x) && out.cols() % 2 == 0) {
+    if (streams(w, x) && out.cols() % 2 == 0) {
       stream_linear_.run(context_, w, x, out);
     } else if (w.scales != nullptr) {
       const QuantizedRows rows = quantize(x);
@@ -187,8 +194,31 @@ class CudaBackend : public Backend {
   }
   void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
                     TensorView out) override {
-    if (!streams(x) || out.cols() % 8 != 0) return Backend::gated_linear(weight, x, gate_up, out);
-    stream_linear_.run_gated(context_, as_cuda(weight).operand(), x, out);
+    const LinearOperand w = as_cuda(weight).operand();
+    if (!streams(w, x) || out.cols() % 8 != 0) {
+      return Backend::gated_linear(weight, x, gate_up, out);
+    }
+    stream_linear_.run_gated(context_, w, x, out);
+  }
+  bool finish_layer(const LayerTail& tail, const LayerTailViews& x) override {
+    LayerTailCall call{.output = as_cuda(tail.output).operand(),
+                       .gate_up = as_cuda(tail.gate_up).operand(),
+                       .down = as_cuda(tail.down).operand(),
+                       .next = {},
+                       .mlp_norm = tail.mlp_norm,
+                       .next_norm = tail.next_norm,
+                       .eps = tail.eps,
+                       .attended = x.attended,
+                       .residual = x.residual,
+                       .normed = x.normed,
+                       .gated = x.gated,
+                       .next_out = x.next_out};
+    if (tail.next != nullptr) call.next = as_cuda(*tail.next).operand();
+    if (!context_.is_hopper || context_.batch_invariant || !FusedLayerTail::accepts(call)) {
+      return false;
+    }
+    layer_tail_.run(context_, call);
+    return true;
   }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
@@ -258,7 +288,9 @@ class CudaBackend : public Backend {
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
 
-  bool streams(TensorView x) const { return !context_.batch_invariant && StreamLinear::accepts(x); }
+  bool streams(const LinearOperand& weight, TensorView x) const {
+    return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(weight, x);
+  }
 
   void load_fp8(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {
     check_cuda(cudaSetDevice(device_));
@@ -324,6 +356,7 @@ class CudaBackend : public Backend {
   WeightUploader uploader_;
   Gemm gemm_;
   StreamLinear stream_linear_;
+  FusedLayerTail layer_tail_;
   std::vector<DeviceMemory> quantized_;
   Attention attention_;
   Sampler sampler_;

@@ -99,6 +99,8 @@ class EngineConfig:
     quantization: str
     batch_invariant: bool
     enforce_eager: bool
+    gemm_tuning_cache: str
+    tune_gemm: bool
     max_model_len: int
     block_size: int
     num_blocks: int

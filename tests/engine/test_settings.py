@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octavo.config import ServeConfig
-from octavo.engine.settings import quantize_to, step_tokens
+from octavo.engine.settings import quantize_to, step_tokens, tuning_cache
 from octavo.errors import ConfigError
 
 
@@ -44,3 +44,15 @@ def test_weights_are_quantised_as_asked(quantization: str, device: str, expected
 def test_a_device_that_cannot_quantise_so_is_refused(quantization: str, device: str) -> None:
     with pytest.raises(ConfigError, match=f"{quantization} needs --device"):
         quantize_to(ServeConfig(quantization=quantization), device)
+
+
+def test_the_tuning_cache_is_where_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert tuning_cache(ServeConfig()) == "/cache/octavo/gemm-tuning.txt"
+    assert tuning_cache(ServeConfig(gemm_tuning_cache="off")) == ""
+    assert tuning_cache(ServeConfig(gemm_tuning_cache="/t/table", tune_gemm=True)) == "/t/table"
+
+
+def test_tuning_without_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--gemm-tuning-cache is off"):
+        tuning_cache(ServeConfig(gemm_tuning_cache="off", tune_gemm=True))
