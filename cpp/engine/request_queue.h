@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -21,12 +22,13 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck };
+  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck, kCloseLora };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
   int32_t sequence_index = kEverySequence;  // with kAbort
-  std::unique_ptr<Request> request;         // with kSubmit
+  std::unique_ptr<Request> request{};       // with kSubmit
+  int32_t lora_slot = -1;                   // with kCloseLora
 };
 
 // Many producers, one consumer. Bounded: the limits count requests that were never admitted,
@@ -36,12 +38,17 @@ class RequestQueue {
   RequestQueue(int64_t max_num_requests, int64_t max_num_tokens)
       : max_num_requests_(max_num_requests), max_num_tokens_(max_num_tokens) {}
 
-  // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
-  // NotReadyError after close().
+  // Requires: a validated request. Throws: InvalidRequestError when its id is live,
+  // UnknownModelError when its adapter is not open, QueueFullError, NotReadyError after close().
   void submit(Request request);
   void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
   void self_check();
+
+  // Accepts requests for an adapter, and no longer: after close_lora() the consumer sees first what
+  // was accepted, then kCloseLora. Closing one that is not open tells the consumer all the same.
+  void open_lora(uint64_t id, int32_t slot);
+  void close_lora(uint64_t id, int32_t slot);
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
@@ -67,6 +74,7 @@ class RequestQueue {
 
  private:
   void refuse_unless_room(const Request& request) const;
+  int32_t slot_of(uint64_t lora_id) const;
   void push(Command command);
 
   const int64_t max_num_requests_;
@@ -76,6 +84,7 @@ class RequestQueue {
   std::condition_variable changed_;
   std::vector<Command> commands_;
   std::unordered_set<uint64_t> live_ids_;
+  std::unordered_map<uint64_t, int32_t> open_loras_;  // id to slot
   QueueLoad inbox_load_;
   int64_t num_inbox_sequences_ = 0;
   int64_t num_drained_sequences_ = 0;  // by the last drain(), until settle()

@@ -7,8 +7,15 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from octavo.engine.client import EngineState, Logprob, ModelInfo, RequestOutput, RequestStream
-from octavo.errors import InvalidRequestError, NotReadyError, RequestError
+from octavo.engine.client import (
+    AdapterCard,
+    EngineState,
+    Logprob,
+    ModelInfo,
+    RequestOutput,
+    RequestStream,
+)
+from octavo.errors import InvalidRequestError, NotReadyError, RequestError, UnknownModelError
 from octavo.sampling_params import SamplingParams
 
 VOCAB_SIZE = 260
@@ -42,6 +49,7 @@ class Submission:
     sampling: SamplingParams
     priority: int
     cache_salt: int
+    adapter: str = ""
     stream: ScriptedStream | None = None
     aborted: bool = False
     stopped: list[int] = field(default_factory=list)  # sequences
@@ -70,6 +78,8 @@ class ScriptedEngine:
     draining: bool = False
     submissions: list[Submission] = field(default_factory=list)
     num_self_checks: int = 0
+    loaded: dict[str, AdapterCard] = field(default_factory=dict)  # as this worker knows it
+    elsewhere: dict[str, AdapterCard] = field(default_factory=dict)  # what refresh finds besides
 
     def state(self) -> EngineState:
         return EngineState(
@@ -91,13 +101,14 @@ class ScriptedEngine:
         *,
         priority: int = 0,
         cache_salt: int = 0,
+        adapter: str = "",
     ) -> RequestStream:
         self.model_info()
         assert isinstance(prompt_token_ids, list)
         assert prompt_token_ids
         assert all(0 <= id_ < VOCAB_SIZE for id_ in prompt_token_ids)
         assert len(prompt_token_ids) + sampling.max_tokens <= MAX_MODEL_LEN
-        submission = Submission(prompt_token_ids, sampling, priority, cache_salt)
+        submission = Submission(prompt_token_ids, sampling, priority, cache_salt, adapter=adapter)
         self.submissions.append(submission)
         submission.stream = ScriptedStream(self, submission)
         return submission.stream
@@ -123,6 +134,23 @@ class ScriptedEngine:
 
     def self_check(self) -> None:
         self.num_self_checks += 1
+
+    def adapters(self) -> dict[str, AdapterCard]:
+        return self.loaded
+
+    def refresh_adapters(self, timeout: float) -> None:
+        self.model_info()
+        self.loaded |= self.elsewhere
+
+    def load_adapter(self, name: str, path: str, *, replaces: bool, timeout: float) -> None:
+        if name in self.loaded and not replaces:
+            raise InvalidRequestError(f"The name {name!r} is taken.", param="lora_name")
+        self.loaded[name] = AdapterCard(name, path.rpartition("/")[2])
+
+    def unload_adapter(self, name: str, timeout: float) -> None:
+        if name not in self.loaded:
+            raise UnknownModelError(f"The model {name!r} is not served here.", param="model")
+        del self.loaded[name]
 
     @property
     def last(self) -> Submission:

@@ -29,7 +29,11 @@ from octavo.engine.protocol import (
     RECORD,
     Abort,
     AbortSequence,
+    Adapters,
+    Done,
     GetStats,
+    ListAdapters,
+    LoadAdapter,
     Outputs,
     Refused,
     ResetPrefixCache,
@@ -38,11 +42,14 @@ from octavo.engine.protocol import (
     Submit,
     ToEngine,
     ToWorker,
+    UnloadAdapter,
     Welcome,
 )
 
 if TYPE_CHECKING:
-    from octavo.engine.client import EngineState, Logprob
+    from collections.abc import Callable, Iterable, Mapping
+
+    from octavo.engine.client import AdapterCard, EngineState, Logprob
     from octavo.engine.status_page import StatusPage
     from octavo.sampling_params import SamplingParams
 
@@ -53,7 +60,12 @@ _RECEIVE_BYTES = 256 << 10
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
     kind.__name__: kind
-    for kind in (errors.InvalidRequestError, errors.QueueFullError, errors.NotReadyError)
+    for kind in (
+        errors.InvalidRequestError,
+        errors.UnknownModelError,
+        errors.QueueFullError,
+        errors.NotReadyError,
+    )
 }
 
 
@@ -86,6 +98,7 @@ class SocketEngineClient:
         self._live: dict[int, _Live] = {}
         self._id_of: dict[RequestStream, int] = {}
         self._answers: dict[int, _Answer] = {}
+        self._adapters: Mapping[str, AdapterCard] = {}
         self._info: ModelInfo | None = None
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -132,6 +145,7 @@ class SocketEngineClient:
         *,
         priority: int = 0,
         cache_salt: int = 0,
+        adapter: str = "",
     ) -> RequestStream:
         """Start a request."""
         self._check_serving()
@@ -139,7 +153,7 @@ class SocketEngineClient:
             prompt_token_ids = _int32(prompt_token_ids)
         stream = RequestStream(sampling.n, self._abort, self._abort_sequence, is_ticked=True)
         request_id = next(self._ids)
-        message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
+        message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt, adapter)
         frame = self._frame(message)
         with self._lock:
             self._live[request_id] = _Live(stream, sampling)
@@ -149,15 +163,37 @@ class SocketEngineClient:
 
     def stats(self, timeout: float) -> dict[str, float]:
         """Counters and gauges of the engine by name."""
+        return self._ask(GetStats, timeout).values
+
+    def adapters(self) -> Mapping[str, AdapterCard]:
+        """Those that are loaded, by name, as far as this client knows."""
+        return self._adapters
+
+    def refresh_adapters(self, timeout: float) -> None:
+        """Ask the engine which are loaded."""
+        self._ask(ListAdapters, timeout)
+
+    def load_adapter(self, name: str, path: str, *, replaces: bool, timeout: float) -> None:
+        """Load an adapter from below --lora-root."""
+        self._ask(lambda token: LoadAdapter(token, name, path, replaces), timeout)
+
+    def unload_adapter(self, name: str, timeout: float) -> None:
+        """Refuse new requests for an adapter."""
+        self._ask(lambda token: UnloadAdapter(token, name), timeout)
+
+    def _ask(self, message: Callable[[int], ToEngine], timeout: float) -> _Answer:
+        """Send a message that has an answer, and wait for it."""
         self.model_info()
         token, answer = next(self._ids), _Answer()
         self._answers[token] = answer
         try:
             with self._lock:
-                self._put(self._frame(GetStats(token)))
+                self._put(self._frame(message(token)))
             if not answer.arrived.wait(timeout):
                 raise errors.EngineFaultError("The engine did not answer in time.")
-            return answer.values
+            if answer.error is not None:
+                raise answer.error
+            return answer
         finally:
             del self._answers[token]
 
@@ -286,8 +322,22 @@ class SocketEngineClient:
             if answer := self._answers.get(message.token):
                 answer.values = message.values
                 answer.arrived.set()
+        elif isinstance(message, Done):
+            self._settle(message)
+        elif isinstance(message, Adapters):
+            self._adapters = _by_name(message.cards)
         elif isinstance(message, Welcome):
             self._info = ModelInfo(message.vocab_size, message.max_model_len, message.hidden_size)
+
+    def _settle(self, done: Done) -> None:
+        """Wake whoever asked for it."""
+        answer = self._answers.get(done.token)
+        if answer is None:
+            return
+        if done.kind:
+            kind = _REFUSALS.get(done.kind, errors.EngineFaultError)
+            answer.error = kind(done.message, param=done.param)
+        answer.arrived.set()
 
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
@@ -340,13 +390,17 @@ class SocketEngineClient:
             self._outbox.clear()
             self._outbox_bytes = 0
         self.fail_all(engine_gone())
+        for answer in list(self._answers.values()):
+            answer.error = engine_gone()
+            answer.arrived.set()
 
 
 class _Answer:
-    """Where the answer to GetStats arrives."""
+    """Where the answer to GetStats and its like arrives."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.error: errors.RequestError | None = None
         self.arrived = threading.Event()
 
 
@@ -395,6 +449,10 @@ class _Columns:
         output.logprobs = _groups(self._logprobs[start : self._logprob], live.logprobs)
         entries = self._prompt_logprobs[prompt_start : self._prompt_logprob]
         output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
+
+
+def _by_name(cards: Iterable[AdapterCard]) -> dict[str, AdapterCard]:
+    return {card.name: card for card in cards}
 
 
 def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
