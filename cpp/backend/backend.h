@@ -14,6 +14,7 @@
 #include <string>
 
 #include "base/dtype.h"
+#include "base/errors.h"
 #include "base/tensor_view.h"
 #include "model/model_config.h"
 #include "sched/scheduled_batch.h"
@@ -71,6 +72,48 @@ class LinearWeight {
   virtual int64_t size_bytes() const = 0;
 };
 
+// Adapters of low rank beside linear weights: for the rows of a step that belong to one,
+// y += scale * (x A^T) B^T. Several are resident, each in a slot, and a step's rows may belong to
+// different ones. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+struct LoraLimits {
+  int32_t num_slots = 0;  // 0 = no adapters
+  int64_t max_rank = 0;
+};
+
+// A projection inside a fused weight: each part has a pair of matrices of its own.
+struct LoraPart {
+  int64_t row_begin = 0;  // in the weight's out_features
+  int64_t num_rows = 0;
+};
+inline constexpr int64_t kMaxLoraParts = 4;
+inline constexpr int32_t kMaxLoras = 64;
+inline constexpr int64_t kMaxLoraRank = 512;
+
+// One adapter's pair for one part, in host memory: a [rank, in_features], b [num_rows, rank].
+struct LoraView {
+  float scale = 0.0f;
+  WeightView a;
+  WeightView b;
+};
+
+// The adapters of one linear weight, by slot and part. A slot that was never loaded adds nothing.
+class LoraBank {
+ public:
+  virtual ~LoraBank() = default;
+  virtual int64_t size_bytes() const = 0;
+};
+
+// Which rows of a pass belong to which slot: int32 [lora_plan_size()] of device memory, 16-byte
+// aligned, filled by plan_lora() as the backend likes.
+struct LoraPlan {
+  int32_t* memory = nullptr;
+  int64_t num_rows = 0;
+  int32_t num_slots = 0;
+};
+constexpr int64_t lora_plan_size(int64_t num_rows, int64_t num_slots) {
+  return num_rows + 4 * (num_rows / 16 + num_slots + 1);
+}
+
 // Keys and values of every layer in fixed blocks. A slot is block_id * block_size + offset.
 struct KVCacheSpec {
   int64_t num_layers = 0;
@@ -117,6 +160,7 @@ struct ForwardInputs {
   const int32_t* seq_lens = nullptr;         // [num_seqs], computed + scheduled; 0: padding
   const int32_t* block_tables = nullptr;     // [num_seqs, block_table_stride]
   const int32_t* logits_indices = nullptr;   // [num_logits], ascending rows of token_ids
+  const int32_t* lora_slots = nullptr;       // [num_tokens], -1: none; null: no row has an adapter
   std::span<const int32_t> host_query_start_loc;
   std::span<const int32_t> host_seq_lens;
 };
@@ -134,6 +178,7 @@ struct PackedInputs {
   const int32_t* block_table_loc = nullptr;  // [num_seqs + 1], where each table begins
   const int32_t* packed_tables = nullptr;    // block ids, one table behind the other
   const int32_t* logits_indices = nullptr;   // [num_logits]
+  const int32_t* lora_slots = nullptr;       // [num_seqs], -1: none; null: none has an adapter
 };
 
 // The arrays of ForwardInputs, to be written. Sized for every step: their addresses do not change.
@@ -147,6 +192,7 @@ struct ForwardArrays {
   int32_t* seq_lens = nullptr;
   int32_t* block_tables = nullptr;
   int32_t* logits_indices = nullptr;
+  int32_t* lora_slots = nullptr;  // left alone where no sequence has an adapter
 };
 
 struct AttentionParams {
@@ -260,6 +306,23 @@ class Backend {
   // Converts to float32. `out` is float32 [view.cols] device memory.
   virtual void load_vector(float* out, const WeightView& view) = 0;
 
+  // Adapters beside a weight with these parts; every slot is empty at first.
+  // Throws: OutOfMemoryError.
+  virtual std::unique_ptr<LoraBank> create_lora_bank(int64_t /*in_features*/,
+                                                     std::span<const LoraPart> /*parts*/,
+                                                     const LoraLimits& /*limits*/) {
+    throw ConfigError("this backend has no adapters");
+  }
+  virtual int64_t lora_bank_bytes(int64_t /*in_features*/, std::span<const LoraPart> /*parts*/,
+                                  const LoraLimits& /*limits*/) const {
+    return 0;
+  }
+  // Replaces a part of a slot, or empties all of it. From any thread, also while steps run that do
+  // not name the slot; complete on return. Requires: 0 < rank <= max_rank, shapes that fit.
+  virtual void load_lora(LoraBank& /*bank*/, int32_t /*slot*/, int64_t /*part*/,
+                         const LoraView& /*view*/) {}
+  virtual void clear_lora(LoraBank& /*bank*/, int32_t /*slot*/) {}
+
   virtual std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) = 0;
 
   // Operations. T = num_tokens. Views: activation_dtype(), contiguous rows unless said otherwise.
@@ -288,6 +351,24 @@ class Backend {
   // nothing of worth; without one normed = norm(residual).
   virtual bool finish_layer(const LayerTail& /*tail*/, const LayerTailViews& /*x*/) {
     return false;
+  }
+  // Sorts the rows of a pass by adapter: row i has slots[rows[i]], or slots[i] where rows is null.
+  virtual void plan_lora(const int32_t* /*slots*/, const int32_t* /*rows*/,
+                         const LoraPlan& /*plan*/) {
+    check(false, "this backend has no adapters");
+  }
+  // out[t] += scale * (x[t] A^T) B^T with A, B and scale of row t's slot, part by part; rows
+  // without an adapter stay as they are. x [T, in], out [T, out] of activation_dtype(), T =
+  // plan.num_rows.
+  virtual void add_lora(const LoraBank& /*bank*/, const LoraPlan& /*plan*/, TensorView /*x*/,
+                        TensorView /*out*/) {
+    check(false, "this backend has no adapters");
+  }
+  // linear(), then add_lora() on its output; a backend may let the two overlap.
+  virtual void lora_linear(const LinearWeight& weight, const LoraBank& bank, const LoraPlan& plan,
+                           TensorView x, TensorView out) {
+    linear(weight, x, out);
+    add_lora(bank, plan, x, out);
   }
   // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
   // and v of layer params.layer to slot_mapping.

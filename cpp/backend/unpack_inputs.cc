@@ -18,6 +18,7 @@ void unpack_sequence(const PackedInputs& packed, const ForwardArrays& arrays, in
     arrays.positions[t] = static_cast<int32_t>(position);
     arrays.slot_mapping[t] =
         table[position / arrays.block_size] * arrays.block_size + position % arrays.block_size;
+    if (packed.lora_slots != nullptr) arrays.lora_slots[t] = packed.lora_slots[seq];
   }
   arrays.query_start_loc[seq + 1] = end;
   arrays.seq_lens[seq] = packed.seq_lens[seq];
@@ -25,13 +26,14 @@ void unpack_sequence(const PackedInputs& packed, const ForwardArrays& arrays, in
             arrays.block_tables + seq * arrays.block_table_stride);
 }
 
-void add_padding(const ForwardArrays& arrays, int64_t seq) {
+void add_padding(const PackedInputs& packed, const ForwardArrays& arrays, int64_t seq) {
   arrays.token_ids[seq] = 0;
   arrays.positions[seq] = 0;
   arrays.slot_mapping[seq] = -1;
   arrays.query_start_loc[seq + 1] = static_cast<int32_t>(seq + 1);
   arrays.seq_lens[seq] = 0;
   arrays.logits_indices[seq] = static_cast<int32_t>(seq);
+  if (packed.lora_slots != nullptr) arrays.lora_slots[seq] = -1;
 }
 
 }  // namespace
@@ -41,7 +43,7 @@ void Backend::unpack_inputs(const PackedInputs& packed, const ForwardArrays& arr
   for (int64_t seq = 0; seq < packed.num_seqs; ++seq) unpack_sequence(packed, arrays, seq);
   std::copy_n(packed.logits_indices, packed.num_logits, arrays.logits_indices);
   for (int64_t i = 0; i < packed.num_padding_seqs; ++i) {
-    add_padding(arrays, packed.num_seqs + i);
+    add_padding(packed, arrays, packed.num_seqs + i);
   }
 }
 

@@ -36,6 +36,12 @@ class InvalidRequestError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// A request for an adapter that is not loaded.
+class UnknownModelError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
 // The waiting queue is full.
 class QueueFullError : public std::runtime_error {
  public:

@@ -54,18 +54,40 @@ struct Handle {
   std::unique_ptr<LoadedEngine> loaded;
 };
 
-void load_weight(Handle& handle, const std::string& name, const std::string& dtype_name,
-                 int64_t rows, int64_t cols, const py::object& data) {
-  const BufferBytes bytes(data, false);
-  const DType dtype = parse_dtype(dtype_name);
+// The bytes of a tensor of that name as [rows, cols]. Throws: CheckpointError when they are another
+// number.
+WeightView view_of(const std::string& name, DType dtype, int64_t rows, int64_t cols,
+                   const BufferBytes& bytes) {
   const bool is_sound = rows > 0 && cols > 0 && cols <= INT64_MAX / rows / 8;
   if (!is_sound || bytes.size_bytes() != dtype_bytes(dtype, rows * cols)) {
     throw CheckpointError("tensor '" + name + "' has " + std::to_string(bytes.size_bytes()) +
                           " bytes, which is not [" + std::to_string(rows) + ", " +
-                          std::to_string(cols) + "] of " + dtype_name);
+                          std::to_string(cols) + "] of " + std::string(dtype_info(dtype).name));
   }
+  return {bytes.data(), dtype, rows, cols};
+}
+
+void load_weight(Handle& handle, const std::string& name, const std::string& dtype_name,
+                 int64_t rows, int64_t cols, const py::object& data) {
+  const BufferBytes bytes(data, false);
+  const WeightView view = view_of(name, parse_dtype(dtype_name), rows, cols, bytes);
   const py::gil_scoped_release release;
-  handle.loaded->load_weight(name, {bytes.data(), dtype, rows, cols});
+  handle.loaded->load_weight(name, view);
+}
+
+// A matrix of an adapter as Python gives it: dtype, rows, cols, data.
+using LoraMatrix = std::tuple<std::string, int64_t, int64_t, py::object>;
+
+void load_lora(Handle& handle, uint64_t id, const std::string& target, float scale,
+               const LoraMatrix& a, const LoraMatrix& b) {
+  const BufferBytes a_bytes(std::get<3>(a), false), b_bytes(std::get<3>(b), false);
+  const auto view = [&](const LoraMatrix& matrix, const BufferBytes& bytes) {
+    return view_of(target, parse_dtype(std::get<0>(matrix)), std::get<1>(matrix),
+                   std::get<2>(matrix), bytes);
+  };
+  const LoraView lora{scale, view(a, a_bytes), view(b, b_bytes)};
+  const py::gil_scoped_release release;
+  handle.loaded->load_lora(id, target, lora);
 }
 
 // The words of a buffer.
@@ -82,13 +104,14 @@ std::vector<T> words_of(const py::object& buffer, const char* name) {
 
 void submit(Handle& handle, uint64_t id, const py::object& token_ids,
             const SamplingParams& sampling, int32_t priority, uint64_t cache_salt,
-            const py::object& token_mask) {
+            const py::object& token_mask, uint64_t lora_id) {
   Request request;
   request.id = id;
   request.token_ids = words_of<int32_t>(token_ids, "token_ids");
   request.sampling = sampling;
   request.priority = priority;
   request.cache_salt = cache_salt;
+  request.lora_id = lora_id;
   if (!token_mask.is_none()) request.token_mask = words_of<uint32_t>(token_mask, "token_mask");
   const py::gil_scoped_release release;
   handle.loaded->engine().submit(std::move(request));
@@ -194,7 +217,8 @@ void bind_engine(py::module_& module) {
           "start", [](Handle& h) { h.loaded->start(); }, ReleaseGil())
       .def("progress", [](const Handle& h) { return h.loaded->progress(); })
       .def("submit", &submit, py::arg("request_id"), py::arg("token_ids"), py::arg("sampling"),
-           py::arg("priority") = 0, py::arg("cache_salt") = 0, py::arg("token_mask") = py::none())
+           py::arg("priority") = 0, py::arg("cache_salt") = 0, py::arg("token_mask") = py::none(),
+           py::arg("lora_id") = 0)
       .def(
           "abort",
           [](Handle& h, uint64_t id, int32_t index) { h.loaded->engine().abort(id, index); },
@@ -202,6 +226,16 @@ void bind_engine(py::module_& module) {
       .def(
           "reset_prefix_cache", [](Handle& h) { h.loaded->engine().reset_prefix_cache(); },
           ReleaseGil())
+      .def(
+          "begin_lora", [](Handle& h) { return h.loaded->begin_lora(); }, ReleaseGil())
+      .def("load_lora", &load_lora, py::arg("lora_id"), py::arg("target"), py::arg("scale"),
+           py::arg("a"), py::arg("b"))
+      .def(
+          "open_lora", [](Handle& h, uint64_t id) { h.loaded->engine().open_lora(id); },
+          py::arg("lora_id"), ReleaseGil())
+      .def(
+          "close_lora", [](Handle& h, uint64_t id) { h.loaded->engine().close_lora(id); },
+          py::arg("lora_id"), ReleaseGil())
       .def(
           "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
       .def(

@@ -38,6 +38,8 @@ void translate(std::exception_ptr exception) {
     raise("ConfigError", error.what());
   } catch (const InvalidRequestError& error) {
     raise("InvalidRequestError", error.what());
+  } catch (const UnknownModelError& error) {
+    raise("UnknownModelError", error.what());
   } catch (const QueueFullError& error) {
     raise("QueueFullError", error.what());
   } catch (const NotReadyError& error) {

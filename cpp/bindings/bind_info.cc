@@ -1,7 +1,9 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <unordered_map>
+#include <vector>
 
 #include "backend/cuda_backend.h"
 #include "bindings/bind.h"
@@ -32,6 +34,16 @@ py::dict plan(const EngineConfig& config, const ModelConfig& model_config,
   result["num_blocks"] = plan.num_blocks;
   result["max_model_len"] = plan.max_model_len;
   return result;
+}
+
+using TargetTuple = std::tuple<std::string, int64_t, int64_t>;
+
+std::vector<TargetTuple> targets(const ModelConfig& model_config) {
+  std::vector<TargetTuple> tuples;
+  for (const LoraTarget& target : lora_targets(model_config)) {
+    tuples.emplace_back(target.name, target.in_features, target.out_features);
+  }
+  return tuples;
 }
 
 bool has_cuda() {
@@ -89,6 +101,8 @@ py::dict stats_dict(const EngineStats& s) {
 void bind_info(py::module_& module) {
   module.def("plan_memory", &plan, py::arg("engine_config"), py::arg("model_config"),
              py::arg("weight_dtypes"));
+  module.def("lora_targets", &targets, py::arg("model_config"),
+             py::call_guard<py::gil_scoped_release>());
   module.def("cpu_features", &cpu::cpu_features);
   module.def("has_cuda", &has_cuda);
   module.def("num_cuda_devices", &count_cuda_devices);

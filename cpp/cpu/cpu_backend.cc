@@ -47,6 +47,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       kernels_(kernels_for(isa_)),
       pool_(options.num_threads),
       linear_(kernels_, pool_),
+      lora_linear_(kernels_, pool_),
       experts_(kernels_, pool_),
       attention_(kernels_, pool_),
       sampler_(kernels_, pool_) {}
@@ -92,6 +93,25 @@ int64_t CpuBackend::linear_bytes(int64_t out_features, int64_t in_features,
 
 void CpuBackend::load_vector(float* out, const WeightView& view) {
   dequantize(view.dtype, view.data, view.rows * view.cols, out);
+}
+
+std::unique_ptr<LoraBank> CpuBackend::create_lora_bank(int64_t in_features,
+                                                       std::span<const LoraPart> parts,
+                                                       const LoraLimits& limits) {
+  return std::make_unique<CpuLoraBank>(policy_.plain_format(), in_features, parts, limits);
+}
+
+int64_t CpuBackend::lora_bank_bytes(int64_t in_features, std::span<const LoraPart> parts,
+                                    const LoraLimits& limits) const {
+  return CpuLoraBank::planned_bytes(policy_.plain_format(), in_features, parts, limits);
+}
+
+void CpuBackend::load_lora(LoraBank& bank, int32_t slot, int64_t part, const LoraView& view) {
+  static_cast<CpuLoraBank&>(bank).load(kernels_, slot, part, view);
+}
+
+void CpuBackend::clear_lora(LoraBank& bank, int32_t slot) {
+  static_cast<CpuLoraBank&>(bank).clear(slot);
 }
 
 std::unique_ptr<KVCache> CpuBackend::create_kv_cache(const KVCacheSpec& spec) {
@@ -149,6 +169,15 @@ void CpuBackend::add(TensorView residual, TensorView delta) {
 
 void CpuBackend::linear(const LinearWeight& weight, TensorView x, TensorView out) {
   linear_.run(packed(weight), x, out);
+}
+
+void CpuBackend::plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) {
+  LoraLinear::plan(slots, rows, plan);
+}
+
+void CpuBackend::add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x,
+                          TensorView out) {
+  lora_linear_.add(static_cast<const CpuLoraBank&>(bank), plan, x, out);
 }
 
 void CpuBackend::rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,

@@ -8,6 +8,7 @@
 #include "cpu/experts.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
+#include "cpu/lora.h"
 #include "cpu/packed_weight.h"
 #include "cpu/paged_attention.h"
 #include "cpu/sampler.h"
@@ -44,6 +45,12 @@ class CpuBackend final : public Backend {
   int64_t linear_bytes(int64_t out_features, int64_t in_features,
                        DType source_dtype) const override;
   void load_vector(float* out, const WeightView& view) override;
+  std::unique_ptr<LoraBank> create_lora_bank(int64_t in_features, std::span<const LoraPart> parts,
+                                             const LoraLimits& limits) override;
+  int64_t lora_bank_bytes(int64_t in_features, std::span<const LoraPart> parts,
+                          const LoraLimits& limits) const override;
+  void load_lora(LoraBank& bank, int32_t slot, int64_t part, const LoraView& view) override;
+  void clear_lora(LoraBank& bank, int32_t slot) override;
   std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) override;
 
   void embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) override;
@@ -52,6 +59,8 @@ class CpuBackend final : public Backend {
                     TensorView out) override;
   void add(TensorView residual, TensorView delta) override;
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override;
+  void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override;
+  void add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x, TensorView out) override;
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override;
   void attention(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
@@ -80,6 +89,7 @@ class CpuBackend final : public Backend {
   WeightArena arena_;
   ThreadPool pool_;
   Linear linear_;
+  LoraLinear lora_linear_;
   Experts experts_;
   PagedAttention attention_;
   Sampler sampler_;

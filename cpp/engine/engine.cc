@@ -86,6 +86,7 @@ Engine::Engine(const EngineConfig& config, int64_t vocab_size, int64_t num_block
       runner_(std::move(runner)),
       queue_(config_.max_num_queued_reqs, config_.max_num_queued_tokens),
       masks_(vocab_size, outbox_),
+      lora_slots_(config_.max_loras),
       scheduler_(scheduler_options(config_, vocab_size, num_blocks, *runner_), masks_),
       batches_(runner_->max_steps_in_flight()) {
   publish_stats(scheduler_.stats());
@@ -110,6 +111,18 @@ void Engine::abort(uint64_t request_id, int32_t sequence_index) {
 }
 
 void Engine::reset_prefix_cache() { queue_.reset_prefix_cache(); }
+
+LoraSlots::Lease Engine::begin_lora(std::chrono::nanoseconds timeout) {
+  if (queue_.is_closed()) throw NotReadyError(kShutdownReason);
+  return lora_slots_.take(timeout);
+}
+
+void Engine::open_lora(uint64_t id) { queue_.open_lora(id, lora_slots_.open(id)); }
+
+void Engine::close_lora(uint64_t id) {
+  const int32_t slot = lora_slots_.close(id);
+  if (slot >= 0) queue_.close_lora(id, slot);
+}
 
 void Engine::self_check() { queue_.self_check(); }
 
@@ -228,6 +241,9 @@ void Engine::drain() {
       case Command::Kind::kWakeUp:
         end_sleep();
         break;
+      case Command::Kind::kCloseLora:
+        closed_lora_slots_.push_back(command.lora_slot);
+        break;
     }
   }
   commands_.clear();
@@ -342,6 +358,14 @@ void Engine::note_error(const std::string& cause) {
   last_error_ = cause;
 }
 
+void Engine::free_closed_loras() {
+  std::erase_if(closed_lora_slots_, [this](int32_t slot) {
+    if (scheduler_.uses_lora(slot)) return false;
+    lora_slots_.give_back(slot);
+    return true;
+  });
+}
+
 // The inbox learns which ids are free, and the gauges move, before the last record of a request can
 // be seen: whoever takes it may submit the id again and finds the blocks given back.
 void Engine::publish() {
@@ -349,6 +373,7 @@ void Engine::publish() {
   const bool is_stalled = outbox_.pending_bytes() > config_.max_pending_output_bytes;
   if (is_stalled) scheduler_.finish_all(FinishReason::kAbort, nullptr);
   scheduler_.take_finished(finished_ids_);
+  free_closed_loras();
   const SchedulerStats stats = scheduler_.stats();
   publish_stats(stats);
   queue_.settle({stats.num_waiting_requests, stats.num_waiting_tokens}, finished_ids_, is_stalled);

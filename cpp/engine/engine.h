@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/lora_slots.h"
 #include "engine/outbox.h"
 #include "engine/request_queue.h"
 #include "engine/token_masks.h"
@@ -51,6 +52,17 @@ class Engine {
   // Forgets every cached block that nobody holds, and the content of held ones for later requests.
   // Takes effect at the next step.
   void reset_prefix_cache();
+
+  // Adapters. begin_lora() reserves a slot of the device; whoever calls it writes the adapter
+  // there, which no step reads, and then opens it: from there on requests may name its id. Closing
+  // it refuses new ones; those that were accepted go on, and when the last of them has ended the
+  // slot is free: begin_lora() waits for that up to `timeout`. close_lora() also gives up a slot
+  // that was never opened; other ids are ignored. Throws: InvalidRequestError when every slot is
+  // taken; NotReadyError once the engine has ended.
+  LoraSlots::Lease begin_lora(std::chrono::nanoseconds timeout = {});
+  int32_t loading_lora_slot(uint64_t id) const { return lora_slots_.loading_slot(id); }
+  void open_lora(uint64_t id);
+  void close_lora(uint64_t id);
 
   // Checks every count, slot and reference of scheduler and KV cache before the next step, and
   // counts it in EngineStats::num_self_checks. An inconsistent engine loses its device. Takes time
@@ -129,6 +141,7 @@ class Engine {
   void finish();
   void end_all();
   void beat();
+  void free_closed_loras();
 
   const EngineConfig config_;
   const int64_t vocab_size_;
@@ -137,6 +150,7 @@ class Engine {
   Outbox outbox_;
 
   TokenMasks masks_;
+  LoraSlots lora_slots_;
 
   // Touched by the engine thread only.
   Scheduler scheduler_;
@@ -144,6 +158,7 @@ class Engine {
   std::vector<ScheduledBatch> batches_;  // [max_steps_in_flight], of those in flight, oldest first
   StepResult result_;
   std::vector<uint64_t> finished_ids_;
+  std::vector<int32_t> closed_lora_slots_;  // that live requests may still have
   EngineStats step_stats_;
   bool is_drowsy_ = false;  // sleeps as soon as nothing is live
 

@@ -7,6 +7,10 @@
 namespace octavo {
 namespace {
 
+// For the requests of an adapter that was just unloaded to end. The engine sees that nobody has it
+// within a step, which on a CPU may take half a second.
+constexpr std::chrono::seconds kLoraWait{2};
+
 RunnerConfig runner_config(const EngineConfig& config) {
   RunnerConfig runner;
   runner.max_model_len = config.max_model_len;
@@ -21,9 +25,19 @@ RunnerConfig runner_config(const EngineConfig& config) {
   return runner;
 }
 
+LoraLimits lora_limits(const EngineConfig& config) {
+  return {config.max_loras, config.max_lora_rank};
+}
+
 // Faults of the configuration are reported before memory is taken or a device is touched.
 const EngineConfig& validated(const EngineConfig& config) {
   validate(runner_config(config));
+  if (config.max_loras < 0 || config.max_loras > kMaxLoras) {
+    throw ConfigError("--max-loras must be at most " + std::to_string(kMaxLoras));
+  }
+  if (config.max_loras > 0 && (config.max_lora_rank < 1 || config.max_lora_rank > kMaxLoraRank)) {
+    throw ConfigError("--max-lora-rank must be between 1 and " + std::to_string(kMaxLoraRank));
+  }
   return config;
 }
 
@@ -34,6 +48,9 @@ LoadedEngine::LoadedEngine(const EngineConfig& config, const ModelConfig& model_
       backend_(create_backend(config.backend)),
       model_(create_model(model_config, *backend_)) {
   model_->weights().allocate();
+  if (config.max_loras == 0) return;
+  model_->enable_loras(lora_limits(config));
+  model_->allocate_loras();
 }
 
 LoadedEngine::~LoadedEngine() { shutdown(); }
@@ -105,6 +122,17 @@ double LoadedEngine::progress() const {
   return 0.0;
 }
 
+uint64_t LoadedEngine::begin_lora() {
+  if (config_.max_loras == 0) throw ConfigError("adapters need --enable-lora");
+  const LoraSlots::Lease lease = engine().begin_lora(kLoraWait);
+  model_->loras().clear(lease.slot);
+  return lease.id;
+}
+
+void LoadedEngine::load_lora(uint64_t id, std::string_view target, const LoraView& view) {
+  model_->loras().load(engine().loading_lora_slot(id), target, view);
+}
+
 Engine& LoadedEngine::engine() {
   check(engine_ != nullptr, "the engine exists after allocate_kv_cache()");
   return *engine_;
@@ -131,8 +159,16 @@ MemoryPlan plan_memory(const EngineConfig& config, const ModelConfig& model_conf
                        const std::function<DType(const WeightSpec&)>& dtype_of) {
   const std::unique_ptr<Backend> backend = create_backend(validated(config).backend);
   const std::unique_ptr<Model> model = create_model(model_config, *backend);
+  model->enable_loras(lora_limits(config));
   return plan_memory(runner_config(config), *model, *backend,
-                     model->weights().planned_bytes(dtype_of));
+                     model->weights().planned_bytes(dtype_of) + model->lora_bytes());
+}
+
+std::vector<LoraTarget> lora_targets(const ModelConfig& model_config) {
+  BackendOptions options;
+  options.num_threads = 1;
+  const std::unique_ptr<Backend> backend = create_backend(options);
+  return lora_targets(create_model(model_config, *backend)->weights());
 }
 
 }  // namespace octavo

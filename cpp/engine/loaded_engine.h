@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -46,6 +47,12 @@ class LoadedEngine {
   // Share of the running step that is done, 0 to 1.
   double progress() const;
 
+  // Adapters, from allocate_kv_cache() on, by any thread: begin, load each target, open; see
+  // Engine. Loading holds up no step. Throws: ConfigError when the configuration has none,
+  // CheckpointError as Loras::load().
+  uint64_t begin_lora();
+  void load_lora(uint64_t id, std::string_view target, const LoraView& view);
+
   // Requires: allocate_kv_cache().
   Engine& engine();
   int64_t max_model_len() const;
@@ -70,6 +77,10 @@ class LoadedEngine {
   std::atomic<Phase> phase_{Phase::kLoading};
   std::atomic<double> warm_up_progress_{0.0};
 };
+
+// What adapters of such a model may change.
+// Throws: ConfigError, UnsupportedModelError.
+std::vector<LoraTarget> lora_targets(const ModelConfig& model_config);
 
 // What would go where, before anything is loaded; `dtype_of` says how each tensor is stored.
 // Throws: ConfigError, UnsupportedModelError, OutOfMemoryError.

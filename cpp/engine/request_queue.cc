@@ -10,6 +10,7 @@ void RequestQueue::submit(Request request) {
   auto owned = std::make_unique<Request>(std::move(request));
   const std::lock_guard lock(mutex_);
   refuse_unless_room(*owned);
+  owned->lora_slot = slot_of(owned->lora_id);
   const uint64_t id = owned->id;
   if (!live_ids_.insert(id).second) {
     throw InvalidRequestError("A request with this id is running already.");
@@ -53,6 +54,13 @@ bool RequestQueue::is_full() const {
   return num_requests >= max_num_requests_ || (num_requests > 0 && num_tokens >= max_num_tokens_);
 }
 
+int32_t RequestQueue::slot_of(uint64_t lora_id) const {
+  if (lora_id == 0) return -1;
+  const auto found = open_loras_.find(lora_id);
+  if (found == open_loras_.end()) throw UnknownModelError("The adapter is not loaded.");
+  return found->second;
+}
+
 void RequestQueue::push(Command command) {
   commands_.push_back(std::move(command));
   changed_.notify_one();
@@ -61,17 +69,17 @@ void RequestQueue::push(Command command) {
 void RequestQueue::abort(uint64_t request_id, int32_t sequence_index) {
   const std::lock_guard lock(mutex_);
   if (!live_ids_.contains(request_id)) return;
-  push({Command::Kind::kAbort, request_id, sequence_index});
+  push({.kind = Command::Kind::kAbort, .request_id = request_id, .sequence_index = sequence_index});
 }
 
 void RequestQueue::reset_prefix_cache() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kResetPrefixCache});
+  push({.kind = Command::Kind::kResetPrefixCache});
 }
 
 void RequestQueue::self_check() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kSelfCheck});
+  push({.kind = Command::Kind::kSelfCheck});
 }
 
 void RequestQueue::sleep(bool aborts, const char* reason) {
@@ -82,12 +90,23 @@ void RequestQueue::sleep(bool aborts, const char* reason) {
 
 void RequestQueue::wake_up() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kWakeUp});
+  push({.kind = Command::Kind::kWakeUp});
 }
 
 void RequestQueue::resume() {
   const std::lock_guard lock(mutex_);
   sleep_reason_ = nullptr;
+}
+
+void RequestQueue::open_lora(uint64_t id, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  open_loras_[id] = slot;
+}
+
+void RequestQueue::close_lora(uint64_t id, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  open_loras_.erase(id);
+  push({.kind = Command::Kind::kCloseLora, .lora_slot = slot});
 }
 
 void RequestQueue::close(const char* reason) {

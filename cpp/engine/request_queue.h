@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -21,12 +22,21 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck, kSleep, kWakeUp };
+  enum class Kind : uint8_t {
+    kSubmit,
+    kAbort,
+    kResetPrefixCache,
+    kSelfCheck,
+    kSleep,
+    kWakeUp,
+    kCloseLora,
+  };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
   int32_t sequence_index = kEverySequence;     // with kAbort
   bool aborts = false;                         // with kSleep: what still runs
+  int32_t lora_slot = -1;                      // with kCloseLora
   std::unique_ptr<Request> request = nullptr;  // with kSubmit
 };
 
@@ -37,8 +47,9 @@ class RequestQueue {
   RequestQueue(int64_t max_num_requests, int64_t max_num_tokens)
       : max_num_requests_(max_num_requests), max_num_tokens_(max_num_tokens) {}
 
-  // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
-  // NotReadyError after close(), and while the engine sleeps.
+  // Requires: a validated request. Throws: InvalidRequestError when its id is live,
+  // UnknownModelError when its adapter is not open, QueueFullError, NotReadyError after close(),
+  // and while the engine sleeps.
   void submit(Request request);
   void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
@@ -49,6 +60,10 @@ class RequestQueue {
   void wake_up();
   // Whether submit() would refuse any request now because too many wait.
   bool is_full() const;
+  // Accepts requests for an adapter, and no longer: after close_lora() the consumer sees first what
+  // was accepted, then kCloseLora. Closing one that is not open tells the consumer all the same.
+  void open_lora(uint64_t id, int32_t slot);
+  void close_lora(uint64_t id, int32_t slot);
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
@@ -77,6 +92,7 @@ class RequestQueue {
  private:
   void refuse_unless_room(const Request& request) const;
   QueueLoad load() const;
+  int32_t slot_of(uint64_t lora_id) const;
   void push(Command command);
 
   const int64_t max_num_requests_;
@@ -86,6 +102,7 @@ class RequestQueue {
   std::condition_variable changed_;
   std::vector<Command> commands_;
   std::unordered_set<uint64_t> live_ids_;
+  std::unordered_map<uint64_t, int32_t> open_loras_;  // id to slot
   QueueLoad inbox_load_;
   int64_t num_inbox_sequences_ = 0;
   int64_t num_drained_sequences_ = 0;  // by the last drain(), until settle()

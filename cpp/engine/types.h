@@ -22,6 +22,8 @@ struct EngineConfig {
 
   int32_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
+  int32_t max_loras = 0;      // adapters that the device holds at the same time; 0 = none
+  int64_t max_lora_rank = 0;  // of an adapter
   bool enable_chunked_prefill = true;
   bool enable_prefix_caching = true;
   SchedulingPolicy scheduling_policy = SchedulingPolicy::kFcfs;

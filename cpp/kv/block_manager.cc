@@ -17,6 +17,12 @@ const BlockManagerOptions& validated(const BlockManagerOptions& options) {
   return options;
 }
 
+// Spreads the hashes of different adapters; that they are different is checked apart from the hash.
+// Source: the increment of SplitMix64 (Steele, Lea and Flood, 2014).
+uint64_t salt_of(const BlockTable& table) {
+  return table.cache_salt + table.lora_id * 0x9e3779b97f4a7c15;
+}
+
 }  // namespace
 
 BlockManager::BlockManager(const BlockManagerOptions& options)
@@ -31,7 +37,7 @@ void BlockManager::extend_hashes(BlockTable& table, std::span<const int32_t> tok
   while (std::ssize(table.hashes) < num_blocks) {
     const BlockHash parent = table.hashes.empty() ? BlockHash{} : table.hashes.back();
     const int64_t begin = std::ssize(table.hashes) * options_.block_size;
-    table.hashes.push_back(options_.hash(options_.secret, parent, table.cache_salt,
+    table.hashes.push_back(options_.hash(options_.secret, parent, salt_of(table),
                                          token_ids.subspan(begin, options_.block_size)));
   }
 }
@@ -39,7 +45,7 @@ void BlockManager::extend_hashes(BlockTable& table, std::span<const int32_t> tok
 CacheKey BlockManager::key_of(const BlockTable& table, std::span<const int32_t> token_ids,
                               int64_t index, const CacheLink& parent) const {
   return {table.hashes[index], parent, table.cache_salt,
-          token_ids.subspan(index * options_.block_size, options_.block_size)};
+          token_ids.subspan(index * options_.block_size, options_.block_size), table.lora_id};
 }
 
 PrefixMatch BlockManager::match_cached(BlockTable& table, std::span<const int32_t> token_ids,

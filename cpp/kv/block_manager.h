@@ -22,6 +22,7 @@ struct BlockManagerOptions {
 // The blocks of one sequence. Owned by the sequence, changed by BlockManager only.
 struct BlockTable {
   uint64_t cache_salt = 0;
+  uint64_t lora_id = 0;            // of the adapter that computes the blocks; 0 = none
   std::vector<int32_t> block_ids;  // block i holds positions [i * block_size, (i + 1) * block_size)
   int64_t num_released = 0;       // leading blocks that were given back; their ids only fill places
   std::vector<BlockHash> hashes;  // of the leading full blocks of the tokens; kept by release()

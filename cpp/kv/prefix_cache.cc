@@ -22,7 +22,8 @@ std::span<const int32_t> PrefixCache::tokens_of(int32_t block) const {
 bool PrefixCache::matches(int32_t block, const CacheKey& key) const {
   const Entry& entry = entries_[block];
   return entry.hash == key.hash && entry.parent_id == key.parent.entry_id &&
-         entry.cache_salt == key.cache_salt && std::ranges::equal(tokens_of(block), key.token_ids);
+         entry.cache_salt == key.cache_salt && entry.lora_id == key.lora_id &&
+         std::ranges::equal(tokens_of(block), key.token_ids);
 }
 
 CacheLink PrefixCache::find(const CacheKey& key) const {
@@ -37,7 +38,7 @@ CacheLink PrefixCache::insert(int32_t block, const CacheKey& key) {
   const CacheLink found = find(key);
   if (found.block != kNoBlock) return found;
   int32_t& head = bucket(key.hash);
-  entries_[block] = {key.hash, ++last_id_, key.parent.entry_id, key.cache_salt, head};
+  entries_[block] = {key.hash, ++last_id_, key.parent.entry_id, key.cache_salt, key.lora_id, head};
   head = block;
   std::ranges::copy(key.token_ids, tokens_.begin() + block * block_size_);
   ++num_cached_;

@@ -18,13 +18,14 @@ struct CacheLink {
 };
 
 // What identifies a block's content. The hash only finds candidates: an entry matches when the
-// parent entry, the salt and the token ids are equal too, so not even a collision of all 128 bits
-// can give one prefix the keys and values of another.
+// parent entry, the salt, the adapter and the token ids are equal too, so not even a collision of
+// all 128 bits can give one prefix the keys and values of another.
 struct CacheKey {
   BlockHash hash;
   CacheLink parent;
   uint64_t cache_salt = 0;
   std::span<const int32_t> token_ids;  // [block_size]
+  uint64_t lora_id = 0;                // of the adapter that computes the block; never used twice
 };
 
 // A chained hash table with one preallocated entry for each block: O(1), nothing is allocated after
@@ -65,6 +66,7 @@ class PrefixCache {
     uint64_t id = 0;  // 0 = not cached
     uint64_t parent_id = 0;
     uint64_t cache_salt = 0;
+    uint64_t lora_id = 0;
     int32_t next_in_bucket = kNoBlock;
   };
 

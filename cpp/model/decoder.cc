@@ -3,6 +3,15 @@
 #include <utility>
 
 namespace octavo {
+namespace {
+
+LoraPlan take_lora_plan(Workspace& workspace, int64_t num_rows, const LoraLimits& limits) {
+  const TensorView memory =
+      workspace.matrix(DType::kInt32, 1, lora_plan_size(num_rows, limits.num_slots));
+  return {memory.as<int32_t>(), num_rows, limits.num_slots};
+}
+
+}  // namespace
 
 void Decoder::declare_embedding() {
   embedding_ =
@@ -23,11 +32,13 @@ VectorId Decoder::declare_norm(std::string name) {
 
 int64_t Decoder::workspace_bytes(int64_t num_tokens) const {
   Workspace measure;
+  if (lora_limits().num_slots > 0) take_lora_plan(measure, num_tokens, lora_limits());
   Activations(measure, config(), backend().activation_dtype(), num_tokens);
   return measure.peak_bytes();
 }
 
 TensorView Decoder::forward(const ForwardInputs& inputs, KVCache& cache, Workspace& workspace) {
+  begin_loras(inputs, workspace);
   Activations x(workspace, config(), backend().activation_dtype(), inputs.num_tokens);
   backend().embed(weights()[embedding_], inputs.token_ids, x.residual);
   begin(x);
@@ -37,9 +48,7 @@ TensorView Decoder::forward(const ForwardInputs& inputs, KVCache& cache, Workspa
     backend().rope_and_cache(x.qkv, rope_of(layer), inputs, params, cache);
     if (is_last(layer) && inputs.num_logits == 0) return x.normed.first_rows(0);
     backend().attention(x.qkv, inputs, params, cache, x.attended);
-    if (is_last(layer) && inputs.num_logits < inputs.num_tokens) {
-      x.keep_logits_rows(backend(), inputs);
-    }
+    if (is_last(layer) && inputs.num_logits < inputs.num_tokens) keep_logits_rows(inputs, x);
     finish_layer(layer, x);
   }
   return x.normed;
@@ -55,8 +64,31 @@ void Decoder::compute_logits(TensorView hidden, TensorView logits) {
   }
 }
 
+void Decoder::begin_loras(const ForwardInputs& inputs, Workspace& workspace) {
+  lora_plan_ = {};
+  if (inputs.lora_slots == nullptr) return;
+  check(lora_limits().num_slots > 0, "a row has an adapter, but there is room for none");
+  lora_plan_ = take_lora_plan(workspace, inputs.num_tokens, lora_limits());
+  backend().plan_lora(inputs.lora_slots, nullptr, lora_plan_);
+}
+
+void Decoder::keep_logits_rows(const ForwardInputs& inputs, Activations& x) {
+  x.keep_logits_rows(backend(), inputs);
+  if (lora_plan_.memory == nullptr) return;
+  lora_plan_.num_rows = inputs.num_logits;
+  backend().plan_lora(inputs.lora_slots, inputs.logits_indices, lora_plan_);
+}
+
+const LoraBank* Decoder::active_bank(LinearId weight) const {
+  return lora_plan_.memory == nullptr ? nullptr : loras().bank_of(weight);
+}
+
 void Decoder::project(LinearId weight, TensorView x, TensorView out) {
-  backend().linear(weights()[weight], x, out);
+  if (const LoraBank* bank = active_bank(weight)) {
+    backend().lora_linear(weights()[weight], *bank, lora_plan_, x, out);
+  } else {
+    backend().linear(weights()[weight], x, out);
+  }
 }
 
 void Decoder::norm(TensorView x, VectorId weight, TensorView out) {
@@ -86,7 +118,8 @@ void Decoder::finish_pre_norm_layer(const PreNormTail& tail, Activations& x) {
                            .next_norm = w[tail.next_norm],
                            .next = tail.next_qkv.index < 0 ? nullptr : &w[tail.next_qkv],
                            .eps = eps()};
-  if (backend().finish_layer(operands, {x.attended, x.residual, x.normed, x.gated, x.qkv})) {
+  if (lora_plan_.memory == nullptr &&
+      backend().finish_layer(operands, {x.attended, x.residual, x.normed, x.gated, x.qkv})) {
     x.has_qkv = operands.next != nullptr;
     return;
   }
@@ -97,7 +130,12 @@ void Decoder::finish_pre_norm_layer(const PreNormTail& tail, Activations& x) {
 }
 
 void Decoder::run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x) {
-  backend().gated_linear(weights()[mlp.gate_up], input, x.gate_up, x.gated);
+  if (active_bank(mlp.gate_up) == nullptr) {
+    backend().gated_linear(weights()[mlp.gate_up], input, x.gate_up, x.gated);
+  } else {  // adapters change what the activation function takes
+    project(mlp.gate_up, input, x.gate_up);
+    backend().silu_mul(x.gate_up, x.gated);
+  }
   project(mlp.down, x.gated, x.delta);
 }
 

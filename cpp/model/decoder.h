@@ -38,7 +38,7 @@ class Decoder : public Model {
   bool is_last(int64_t layer) const { return layer + 1 == config().num_layers; }
   static std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer); }
 
-  // Steps of which layers are made.
+  // Steps of which layers are made. Where rows of the pass have adapters, projections add them.
   void project(LinearId weight, TensorView x, TensorView out);
   void norm(TensorView x, VectorId weight, TensorView out);
   // residual += delta; normed = norm(residual).
@@ -70,6 +70,14 @@ class Decoder : public Model {
   float eps() const { return static_cast<float>(config().rms_norm_eps); }
 
  private:
+  // The rows' adapters in the pass that begins; takes memory before the activations do.
+  void begin_loras(const ForwardInputs& inputs, Workspace& workspace);
+  // See Activations::keep_logits_rows.
+  void keep_logits_rows(const ForwardInputs& inputs, Activations& x);
+  // Null where no row of the pass has an adapter, or the weight is no target.
+  const LoraBank* active_bank(LinearId weight) const;
+
+  LoraPlan lora_plan_;  // of the pass; without memory when no row has an adapter
   LinearId embedding_;
   VectorId final_norm_;
   LinearId head_;

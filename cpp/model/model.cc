@@ -56,6 +56,12 @@ Model::Model(const ModelConfig& config, Backend& backend)
   validate(config);
 }
 
+void Model::allocate_loras() { loras_.emplace(backend_, weights_, lora_limits_); }
+
+int64_t Model::lora_bytes() const {
+  return lora_limits_.num_slots == 0 ? 0 : Loras::planned_bytes(backend_, weights_, lora_limits_);
+}
+
 KVCacheSpec Model::kv_cache_spec() const {
   KVCacheSpec spec;
   spec.num_layers = config_.num_layers;

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "backend/backend.h"
+#include "model/loras.h"
 #include "model/model_config.h"
 #include "model/rope_table.h"
 #include "model/weights.h"
@@ -31,6 +32,15 @@ class Model {
   const ModelConfig& config() const { return config_; }
   Weights& weights() { return weights_; }
   const Weights& weights() const { return weights_; }
+
+  // Lets rows have adapters; before workspace_bytes() is asked for. allocate_loras() takes their
+  // memory, lora_bytes(): after weights().allocate(). Throws: OutOfMemoryError.
+  void enable_loras(const LoraLimits& limits) { lora_limits_ = limits; }
+  void allocate_loras();
+  int64_t lora_bytes() const;
+  const LoraLimits& lora_limits() const { return lora_limits_; }
+  // Requires: allocate_loras().
+  Loras& loras() { return *loras_; }
 
   // The cache's geometry; block_size, num_blocks and dtype are left to the caller.
   virtual KVCacheSpec kv_cache_spec() const;
@@ -58,12 +68,15 @@ class Model {
   Backend& backend() const { return backend_; }
   // Requires: prepare().
   const RopeTable& rope() const { return rope_->table(); }
+  const Loras& loras() const { return *loras_; }
 
  private:
   const ModelConfig config_;
   Backend& backend_;
   Weights weights_;
   std::optional<RopeTableBuffer> rope_;
+  LoraLimits lora_limits_;
+  std::optional<Loras> loras_;
 };
 
 }  // namespace octavo

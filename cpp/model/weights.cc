@@ -43,9 +43,9 @@ void check_view(const WeightSpec& spec, const WeightView& view) {
   }
 }
 
-// Whether `name` is a projection of attention or of a dense MLP: what quantisation at load applies
-// to. Embeddings, the head, routers and experts are none.
-bool is_projection(std::string_view name) {
+// Whether `name` is a projection of attention or of a dense MLP: what quantisation at load and
+// adapters apply to. Embeddings, the head, routers and experts are none.
+bool names_projection(std::string_view name) {
   return name.ends_with("_proj") && name.find("experts") == std::string_view::npos;
 }
 
@@ -75,7 +75,7 @@ LinearId Weights::declare_linear(std::span<const Projection> parts, int64_t in_f
     if (has_bias) add_spec({part.name + ".bias", 1, rows, WeightKind::kBias, target, row});
     row += rows;
   }
-  linears_.push_back({row, in_features, has_bias, is_projection(parts.front().name), nullptr});
+  linears_.push_back({row, in_features, has_bias, names_projection(parts.front().name), nullptr});
   return {target};
 }
 

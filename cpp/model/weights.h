@@ -83,6 +83,10 @@ class Weights {
   // Device bytes held. Requires: allocate().
   int64_t size_bytes() const;
 
+  int64_t num_linears() const { return std::ssize(linears_); }
+  // Whether it is a projection of attention or of a dense MLP.
+  bool is_projection(LinearId id) const { return linears_[id.index].is_projection; }
+
   const LinearWeight& operator[](LinearId id) const { return *linears_[id.index].weight; }
   const float* operator[](VectorId id) const;
 

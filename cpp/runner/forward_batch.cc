@@ -37,18 +37,19 @@ ForwardArrays carve_arrays(const BatchLimits& limits, Carver& carver) {
   arrays.token_ids = carver.take<int32_t>(limits.max_num_batched_tokens);
   arrays.positions = carver.take<int32_t>(limits.max_num_batched_tokens);
   arrays.logits_indices = carver.take<int32_t>(limits.max_num_batched_tokens);
+  arrays.lora_slots = carver.take<int32_t>(limits.max_num_batched_tokens);
   arrays.query_start_loc = carver.take<int32_t>(limits.max_num_seqs + 1);
   arrays.seq_lens = carver.take<int32_t>(limits.max_num_seqs);
   arrays.block_tables = carver.take<int32_t>(limits.max_num_seqs * arrays.block_table_stride);
   return arrays;
 }
 
-// The most that a step takes on its way: tokens and rows of logits, three arrays by sequence and
+// The most that a step takes on its way: tokens and rows of logits, four arrays by sequence and
 // the tables.
 int64_t packed_bytes(const BatchLimits& limits) {
   constexpr int64_t kEntryBytes = sizeof(int32_t);
   return 2 * aligned(limits.max_num_batched_tokens * kEntryBytes) +
-         3 * aligned((limits.max_num_seqs + 1) * kEntryBytes) +
+         4 * aligned((limits.max_num_seqs + 1) * kEntryBytes) +
          aligned(limits.max_num_seqs * limits.max_blocks_per_sequence() * kEntryBytes);
 }
 
@@ -59,6 +60,11 @@ int64_t unpacked_bytes(const BatchLimits& limits) {
 }
 
 }  // namespace
+
+bool has_loras(const ScheduledBatch& batch) {
+  return std::ranges::any_of(batch.sequences,
+                             [](const ScheduledSequence& row) { return row.lora_slot >= 0; });
+}
 
 int64_t ForwardBatch::size_bytes(const BatchLimits& limits) {
   return packed_bytes(limits) + unpacked_bytes(limits);
@@ -86,6 +92,7 @@ const ForwardInputs& ForwardBatch::build(const ScheduledBatch& batch, int64_t nu
   inputs_.num_seqs = num_seqs;
   sample_rows_.clear();
   num_table_entries_ = 0;
+  has_loras_ = has_loras(batch);
 
   const Packed packed = lay_out(batch.num_tokens + num_padding_seqs, num_seqs + num_padding_seqs);
   packed.query_start_loc[0] = 0;
@@ -112,6 +119,7 @@ ForwardBatch::Packed ForwardBatch::lay_out(int64_t num_tokens, int64_t num_seqs)
   packed.query_start_loc = carver.take<int32_t>(num_seqs + 1);
   packed.seq_lens = carver.take<int32_t>(num_seqs);
   packed.block_table_loc = carver.take<int32_t>(num_seqs + 1);
+  packed.lora_slots = carver.take<int32_t>(num_seqs);
   packed.tables = carver.take<int32_t>(0);
   return packed;
 }
@@ -140,6 +148,7 @@ void ForwardBatch::add_sequence(const ScheduledBatch& batch, int32_t row, const 
   inputs_.num_tokens += end - begin;
   packed.query_start_loc[row + 1] = static_cast<int32_t>(inputs_.num_tokens);
   packed.seq_lens[row] = static_cast<int32_t>(end);
+  packed.lora_slots[row] = sequence.lora_slot;
   inputs_.max_query_len = std::max(inputs_.max_query_len, end - begin);
   inputs_.max_seq_len = std::max(inputs_.max_seq_len, end);
 }
@@ -181,6 +190,7 @@ void ForwardBatch::send(const Packed& packed, int64_t num_padding_seqs) {
   sent.block_table_loc = on_device(packed.block_table_loc);
   sent.packed_tables = on_device(packed.tables);
   sent.logits_indices = on_device(packed.logits_indices);
+  if (has_loras_) sent.lora_slots = on_device(packed.lora_slots);
   backend_.unpack_inputs(sent, arrays_);
 }
 
@@ -205,6 +215,7 @@ void ForwardBatch::point_at_arrays() {
   inputs_.seq_lens = arrays_.seq_lens;
   inputs_.block_tables = arrays_.block_tables;
   inputs_.logits_indices = arrays_.logits_indices;
+  if (has_loras_) inputs_.lora_slots = arrays_.lora_slots;
 }
 
 }  // namespace octavo

@@ -23,6 +23,9 @@ struct BatchLimits {
   int64_t max_blocks_per_sequence() const { return (max_model_len + block_size - 1) / block_size; }
 };
 
+// Whether a sequence of the step has an adapter.
+bool has_loras(const ScheduledBatch& batch);
+
 class ForwardBatch {
  public:
   // Throws: OutOfMemoryError.
@@ -49,6 +52,7 @@ class ForwardBatch {
     int32_t* seq_lens;
     int32_t* block_table_loc;
     int32_t* logits_indices;
+    int32_t* lora_slots;
     int32_t* tables;
   };
 
@@ -68,6 +72,7 @@ class ForwardBatch {
   ForwardArrays arrays_;
   ForwardInputs inputs_;
   int64_t num_table_entries_ = 0;
+  bool has_loras_ = false;
 };
 
 }  // namespace octavo

@@ -149,8 +149,10 @@ TensorView ModelRunner::logits(int64_t num_rows) const {
 // The least graph that has room for the batch. Its sequences must also fit the step's limits.
 const ModelRunner::DecodeGraph* ModelRunner::find_graph(const ScheduledBatch& batch) const {
   if (graphs_.empty() || !is_decode(batch)) return nullptr;
-  const auto found =
-      std::ranges::lower_bound(graphs_, batch.num_tokens, {}, &DecodeGraph::num_seqs);
+  const bool wants_loras = has_loras(batch);
+  const auto found = std::ranges::find_if(graphs_, [&](const DecodeGraph& graph) {
+    return graph.has_loras == wants_loras && graph.num_seqs >= batch.num_tokens;
+  });
   return found == graphs_.end() ? nullptr : &*found;
 }
 
@@ -230,7 +232,8 @@ void ModelRunner::sample(TensorView hidden, int64_t num_logits, StepResult& resu
 
 void ModelRunner::warm_up(const std::function<void(double)>& report_progress) {
   const bool has_graphs = backend_.supports_graphs();
-  const std::vector<WarmUpShape> shapes = warm_up_shapes(config_, plan_, has_graphs);
+  const std::vector<WarmUpShape> shapes =
+      warm_up_shapes(config_, plan_, has_graphs, model_.lora_limits().num_slots);
   double cost = 0.0, done = 0.0;
   for (const WarmUpShape& shape : shapes) cost += warm_up_cost(shape);
   StepResult result;
@@ -253,6 +256,7 @@ void ModelRunner::capture_graphs(std::span<const WarmUpShape> shapes) {
     const ForwardInputs& inputs = batch_.build(step.batch());
     DecodeGraph graph;
     graph.num_seqs = inputs.num_seqs;
+    graph.has_loras = shape.num_loras > 0;
     graph.id = backend_.capture_graph([&] { graph.hidden = forward(inputs); });
     graphs_.push_back(graph);
     run(step.batch(), result);  // a graph's first launch takes longer

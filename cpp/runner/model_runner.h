@@ -47,6 +47,7 @@ class ModelRunner final : public StepRunner {
   // A whole decode step up to the logits, replayed for any step of at most so many sequences.
   struct DecodeGraph {
     int64_t num_seqs = 0;
+    bool has_loras = false;
     int32_t id = -1;
     TensorView hidden;  // what forward() returned
   };
@@ -67,7 +68,7 @@ class ModelRunner final : public StepRunner {
   std::unique_ptr<KVCache> cache_;  // null between free_kv_cache() and restore_kv_cache()
   Workspace workspace_;
   std::unique_ptr<DeviceBuffer> logits_;  // float32 [max_logits_rows, vocab_size]
-  std::vector<DecodeGraph> graphs_;       // by num_seqs
+  std::vector<DecodeGraph> graphs_;       // by has_loras, then num_seqs
   std::vector<StepResult> results_;       // [max_steps_in_flight], of step number i modulo that
   int64_t num_launched_ = 0;
   int64_t num_waited_ = 0;

@@ -30,29 +30,10 @@ WarmUpShape full_chunk(const RunnerConfig& config, const MemoryPlan& plan) {
   return shape;
 }
 
-}  // namespace
-
-std::vector<int64_t> decode_batch_sizes(int64_t most) {
-  std::vector<int64_t> sizes;
-  int64_t size = 1;
-  while (size < most) {
-    sizes.push_back(size);
-    if (size < 8) {
-      size *= 2;
-    } else if (size < 64) {
-      size += size % 3 == 0 ? size / 3 : size / 2;
-    } else {
-      size += size < 256 ? 32 : 64;
-    }
-  }
-  sizes.push_back(most);
-  return sizes;
-}
-
 // With graphs the largest step comes first, so that what they record is never replaced; else last,
 // so that progress shows soon.
-std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
-                                        bool has_graphs) {
+std::vector<WarmUpShape> base_shapes(const RunnerConfig& config, const MemoryPlan& plan,
+                                     bool has_graphs) {
   const WarmUpShape chunk = full_chunk(config, plan);
   if (plan.max_model_len < config.block_size) return {chunk};
 
@@ -80,13 +61,47 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
   return shapes;
 }
 
+}  // namespace
+
+std::vector<int64_t> decode_batch_sizes(int64_t most) {
+  std::vector<int64_t> sizes;
+  int64_t size = 1;
+  while (size < most) {
+    sizes.push_back(size);
+    if (size < 8) {
+      size *= 2;
+    } else if (size < 64) {
+      size += size % 3 == 0 ? size / 3 : size / 2;
+    } else {
+      size += size < 256 ? 32 : 64;
+    }
+  }
+  sizes.push_back(most);
+  return sizes;
+}
+
+std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
+                                        bool has_graphs, int32_t num_loras) {
+  std::vector<WarmUpShape> shapes = base_shapes(config, plan, has_graphs);
+  if (num_loras == 0) return shapes;
+  // Without graphs the last three are the largest decode, the mixed step and the full chunk.
+  const size_t first = has_graphs || shapes.size() < 3 ? 0 : shapes.size() - 3;
+  const std::vector<WarmUpShape> repeated(shapes.begin() + static_cast<int64_t>(first),
+                                          shapes.end());
+  for (WarmUpShape shape : repeated) {
+    shape.num_loras = num_loras;
+    shapes.push_back(shape);
+  }
+  return shapes;
+}
+
 double warm_up_cost(const WarmUpShape& shape) {
   const int64_t tokens = shape.num_decodes + shape.num_prefills * shape.prefill_tokens;
   return static_cast<double>(kTokensOfOneStep + tokens);
 }
 
 WarmUpBatch::WarmUpBatch(const WarmUpShape& shape, int64_t block_size, int64_t vocab_size)
-    : block_size_(block_size), vocab_size_(vocab_size) {
+    : block_size_(block_size), vocab_size_(vocab_size), num_loras_(shape.num_loras) {
   greedy_.temperature = 0.0f;
   random_.temperature = 0.8f;
   random_.top_k = 40;
@@ -114,6 +129,7 @@ void WarmUpBatch::add_sequence(int64_t num_computed_tokens, int64_t num_schedule
 
   ScheduledSequence sequence;
   sequence.slot = slot;
+  if (num_loras_ > 0) sequence.lora_slot = slot % num_loras_;
   sequence.is_new_in_slot = true;
   sequence.num_prompt_tokens = num_tokens;
   sequence.num_computed_tokens = num_computed_tokens;

@@ -14,14 +14,17 @@ struct WarmUpShape {
   int64_t num_decodes = 0;   // sequences that decode one token behind a full block
   int64_t num_prefills = 0;  // sequences that start with prefill_tokens tokens
   int64_t prefill_tokens = 0;
+  int32_t num_loras = 0;  // adapter slots that the sequences take turns in; 0 = they have none
 };
 
 // Decode at growing numbers of sequences up to max_num_seqs, decodes and a short prefill in one
 // step, a full prefill chunk (and, with graphs, a short prompt); cut to what the blocks hold. The
 // numbers are 1, 2, 4 … or, for graphs that smaller batches are padded to, decode_batch_sizes().
 // The cheap shapes come first, so that progress shows soon.
+// With adapters all of it for graphs, else the largest of each kind, once more
+// for sequences that have them.
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
-                                        bool has_graphs = false);
+                                        bool has_graphs = false, int32_t num_loras = 0);
 
 // Ascending sizes up to `most`, close enough that padding costs little: a decode step reads the
 // weights once whatever its size, so up to 64 sequences the next power of two or its half-way mark
@@ -56,6 +59,7 @@ class WarmUpBatch {
   const int64_t vocab_size_;
   SamplingParams greedy_;
   SamplingParams random_;
+  const int32_t num_loras_;
   int32_t next_block_ = 0;
   std::vector<Storage> storage_;
   ScheduledBatch batch_;

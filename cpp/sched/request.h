@@ -22,6 +22,8 @@ struct Request {
   SamplingParams sampling;
   int32_t priority = 0;     // lower runs first under SchedulingPolicy::kPriority
   uint64_t cache_salt = 0;  // separates tenants in the prefix cache
+  uint64_t lora_id = 0;     // of the adapter, see Engine::begin_lora(); 0 = none
+  int32_t lora_slot = -1;   // where that adapter lies; filled in when the request is accepted
   // Not empty: a grammar constrains the output. This mask, [ceil(vocab / 32)], is of the first
   // token; the later ones come through TokenMasks.
   std::vector<uint32_t> token_mask;

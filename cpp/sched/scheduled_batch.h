@@ -29,6 +29,7 @@ struct ScheduledSequence {
   int32_t num_scheduled_tokens = 0;  // positions [num_computed, num_computed + num_scheduled)
 
   std::span<const int32_t> block_table;  // block ids covering every scheduled position
+  int32_t lora_slot = -1;                // of the adapter; -1: none
 
   int64_t num_pooled_tokens = 0;  // under Pooling::kSum: positions whose states were reported
   bool samples = false;           // the last known token is scheduled: a next token comes back

@@ -123,6 +123,7 @@ std::unique_ptr<SequenceGroup> Scheduler::make_group(const Request& request) {
     sequence.rank = rank_of(request, index);
     sequence.seed = sequence_seed(seed, index);
     sequence.blocks.cache_salt = request.cache_salt;
+    sequence.blocks.lora_id = request.lora_id;
   }
   group->num_unfinished = sampling.n;
   group->holds_siblings = sampling.n > 1;
@@ -332,6 +333,7 @@ void Scheduler::push_scheduled(Sequence& sequence, int64_t num_tokens, Scheduled
   row.num_computed_tokens = sequence.num_computed_tokens;
   row.num_scheduled_tokens = static_cast<int32_t>(num_tokens);
   row.block_table = sequence.blocks.block_ids;
+  row.lora_slot = group.request.lora_slot;
   row.samples = num_tokens == num_uncomputed_tokens(sequence);
   row.sampling = group.wants_prompt_logprobs() && !reports_prompt_logprobs(sequence)
                      ? &group.sampling_after_prompt
@@ -363,6 +365,14 @@ SchedulerStats Scheduler::stats() const {
 void Scheduler::take_finished(std::vector<uint64_t>& ids) {
   ids.clear();
   ids.swap(finished_ids_);
+}
+
+bool Scheduler::uses_lora(int32_t lora_slot) const {
+  const auto uses = [lora_slot](const auto& group) {
+    return group->request.lora_slot == lora_slot;
+  };
+  return std::ranges::any_of(groups_, uses, [](const auto& entry) { return entry.second.get(); }) ||
+         std::ranges::any_of(lingering_, uses);
 }
 
 void Scheduler::self_check() const {

@@ -91,6 +91,9 @@ class Scheduler {
   // Ends the sequences of the oldest batch in flight with kError and forgets what they computed.
   void fail(const char* error);
 
+  // Whether a request that lives, or that a step in flight names, has the adapter in this slot.
+  bool uses_lora(int32_t lora_slot) const;
+
   bool has_live() const { return !groups_.empty(); }
   SchedulerStats stats() const;
   const BlockManager& blocks() const { return blocks_; }

@@ -109,6 +109,8 @@ class EngineConfig:
     kv_cache_dtype: str
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_loras: int
+    max_lora_rank: int
     enable_chunked_prefill: bool
     enable_prefix_caching: bool
     scheduling_policy: str
@@ -195,8 +197,11 @@ class Engine:
         priority: int = 0,
         cache_salt: int = 0,
         token_mask: Buffer | None = None,
+        lora_id: int = 0,
     ) -> None:
         """Raises InvalidRequestError or QueueFullError; token_ids is int32.
+
+        With a lora_id, of an open adapter; UnknownModelError when it is open no more.
 
         With a token_mask, a bit a token in words of 32, only its tokens can come first; the masks
         of later ones are asked for by take_mask_work.
@@ -204,6 +209,24 @@ class Engine:
     def abort(self, request_id: int, sequence_index: int = -1) -> None:
         """Stop a request, or one of its sequences."""
     def reset_prefix_cache(self) -> None: ...
+    def begin_lora(self) -> int:
+        """Reserve room for an adapter; its id. Raises InvalidRequestError when there is none."""
+    def load_lora(
+        self,
+        lora_id: int,
+        target: str,
+        scale: float,
+        a: tuple[str, int, int, Buffer],
+        b: tuple[str, int, int, Buffer],
+    ) -> None:
+        """Copy one projection's pair, each as dtype, rows, cols and data. Holds up no step.
+
+        Raises CheckpointError naming the target when the model has none like it.
+        """
+    def open_lora(self, lora_id: int) -> None:
+        """Let requests name a loaded adapter."""
+    def close_lora(self, lora_id: int) -> None:
+        """Refuse new requests; the room is free once those that run have ended."""
     def self_check(self) -> None: ...
     def sleep(self, aborts: bool) -> None:
         """Give the KV cache back once what runs has finished or is aborted; see stats()."""
@@ -254,6 +277,9 @@ def plan_memory(
         UnsupportedModelError: This build does not know the architecture.
         OutOfMemoryError: It does not fit; the message names sizes and a remedy.
     """
+
+def lora_targets(model_config: ModelConfig) -> list[tuple[str, int, int]]:
+    """What an adapter can change: name without ".weight", input and output features."""
 
 def cpu_features() -> list[str]:
     """Features of this processor that the kernels use, by their Linux names."""

@@ -7,7 +7,6 @@ over the default. This module is the only reader of the command line and of the 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -15,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from octavo.config_file import read_file
 from octavo.errors import ConfigError
+from octavo.lora_modules import LoraModule, check_modules, lora_module, parse_lora_modules
 from octavo.options import (
     AUTO,
     ENV_PREFIX,
     Option,
-    closest,
+    add_argument,
     option,
     parse_bool,
     parse_float,
@@ -32,6 +33,7 @@ from octavo.options import (
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Mapping
 
     from octavo.model.resolve import ResolveOptions
@@ -236,6 +238,34 @@ class ServeConfig:
         "results do not depend on the batch, on CUDA too", default=False, parse=parse_bool
     )
 
+    enable_lora: bool = option(
+        "keep room for adapters (LoRA); --lora-modules implies it",
+        default=False,
+        parse=parse_bool,
+        group="Adapters",
+    )
+    lora_modules: tuple[str, ...] = option(
+        'adapters to load: name=path, or {"name": …, "path": …, "base_model_name": …}',
+        default=(),
+        parse=parse_lora_modules,
+        metavar="NAME=PATH",
+        is_list=True,
+    )
+    max_loras: int = option(
+        "adapters that are there at a time", default=8, parse=parse_int, minimum=1, maximum=64
+    )
+    max_lora_rank: int = option(
+        "greatest rank of an adapter; auto: that of --lora-modules, 64 where none is given",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=512,
+        metavar="N|auto",
+    )
+    lora_root: tuple[str, ...] = option(
+        "where adapters may be loaded from at run time", default=(), parse=parse_list, metavar="DIR"
+    )
+
     startup_timeout: float = option(
         "seconds without progress after which a start fails",
         default=600.0,
@@ -295,6 +325,7 @@ class ServeConfig:
                 "--no-enable-chunked-prefill needs --max-num-batched-tokens of at least "
                 f"--max-model-len ({self.max_model_len})."
             )
+        check_modules(self.adapters, self.model_names, self.max_loras)
         kind, _, index = self.device.partition(":")
         valid = kind in (AUTO, "cpu", "cuda") and (
             not index or (kind == "cuda" and index.isdecimal())
@@ -316,6 +347,16 @@ class ServeConfig:
     def model_names(self) -> tuple[str, ...]:
         """The names that requests may use, the first one in answers."""
         return self.served_model_name or (self.model,)
+
+    @property
+    def adapters(self) -> tuple[LoraModule, ...]:
+        """The adapters to load at the start."""
+        return tuple(map(lora_module, self.lora_modules))
+
+    @property
+    def has_loras(self) -> bool:
+        """There is room for adapters."""
+        return self.enable_lora or bool(self.lora_modules)
 
     def api_keys(self) -> tuple[str, ...]:
         """The keys of --api-key and --api-key-file.
@@ -355,31 +396,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for each in options():
         if each.group not in groups:
             groups[each.group] = parser.add_argument_group(each.group)
-        _add_argument(groups[each.group], each)
+        add_argument(groups[each.group], each)
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-
-
-def _add_argument(group: argparse._ArgumentGroup, each: Option) -> None:
-    text = each.help.replace("%", "%%")
-    if each.name == "model":
-        group.add_argument("model", nargs="?", metavar="MODEL", help=text)
-    elif each.is_switch:
-        on_off = argparse.BooleanOptionalAction
-        group.add_argument(each.flag, action=on_off, default=None, help=f"{text}{_default(each)}")
-    elif each.parse is parse_list:
-        group.add_argument(each.flag, nargs="+", metavar=each.metavar or None, help=text)
-    else:
-        metavar = each.metavar or ("{" + ",".join(each.choices) + "}" if each.choices else "")
-        fallback = each.name.rpartition("_")[2].upper()
-        group.add_argument(each.flag, metavar=metavar or fallback, help=f"{text}{_default(each)}")
-
-
-def _default(each: Option) -> str:
-    if each.is_switch:
-        return f" (default: {'on' if each.default else 'off'})"
-    if each.default in ("", 0, ()):
-        return ""
-    return f" (default: {each.default})"
 
 
 def load(
@@ -391,7 +409,7 @@ def load(
         ConfigError: Naming the flag, variable or key at fault.
     """
     file = file or environ.get(ENV_PREFIX + "CONFIG")
-    from_file = read_file(Path(file)) if file else {}
+    from_file = read_file(Path(file), [each.key for each in options()]) if file else {}
     merged: dict[str, Any] = {}
     for each in options():
         if each.name in flags:
@@ -406,33 +424,6 @@ def load(
 def _is_service_link(each: Option, text: str) -> bool:
     """Kubernetes sets OCTAVO_PORT=tcp://… in every pod beside a Service named octavo."""
     return each.name == "port" and text.startswith(("tcp://", "udp://"))
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file by field name.
-
-    Raises:
-        ConfigError: The file cannot be read, or a key is unknown.
-    """
-    import yaml  # noqa: PLC0415 - 15 ms that a start without a file does not spend
-
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: cannot read {path}: {error}.") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" (line {place.line + 1})" if place else ""
-        raise ConfigError(f"--config: {path} is not valid YAML{line}.") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config: {path} must hold keys and values.")
-    known = [each.key for each in options()]
-    for key in content:
-        if str(key).replace("_", "-") not in known:
-            raise ConfigError(f"{path}: unknown key {key!r}.{closest(str(key), known)}")
-    return {str(k).replace("-", "_"): v for k, v in content.items() if v is not None}
 
 
 def as_yaml(config: ServeConfig) -> str:

@@ -19,8 +19,9 @@ import msgspec
 from octavo import _core
 from octavo.config import ServeConfig, resolve_options
 from octavo.embeddings import embedding_params, finished_embedding
+from octavo.engine.adapters import load_adapters
 from octavo.engine.grammars import MaskMaker, grammar_compiler
-from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
+from octavo.engine.settings import adapter_base, engine_config, keeps_codes, to_core_sampling
 from octavo.errors import (
     ConfigError,
     EngineError,
@@ -29,6 +30,7 @@ from octavo.errors import (
     QueueFullError,
     RequestError,
 )
+from octavo.lora_modules import LoraModule
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import resolve
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from octavo.engine.adapters import Adapters
     from octavo.model.chat_template import Message
     from octavo.model.generation_config import GenerationConfig
 
@@ -48,6 +51,7 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParam
 
 Prompt = str | Sequence[int]
 Params = SamplingParams | Sequence[SamplingParams]
+Names = str | Sequence[str]
 
 _POLL_S = 0.5  # between looks at signals
 
@@ -70,7 +74,7 @@ class LLM:
         self.tokenizer = files.tokenizer(config.tokenizer)
         self._template = files.chat_template(self.tokenizer, config.chat_template)
         self._generation = files.generation_config()
-        self._engine = _start(config, files, self._generation)
+        self._engine, self._adapters = _start(config, files, self._generation)
         self._grammars = _Grammars(self._engine, files, config.tokenizer)
         self._num_requests = 0
         self._lock = threading.Lock()
@@ -91,6 +95,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params | None = None,
         *,
+        adapter: Names = "",
         progress: bool | None = None,
     ) -> list[RequestOutput]:
         """Continue prompts.
@@ -98,6 +103,7 @@ class LLM:
         Args:
             prompts: A text, a list of token ids, or a list of either.
             sampling_params: For all prompts or one for each; default_sampling_params() if None.
+            adapter: Name of a loaded adapter, for all prompts or one for each; "" for none.
             progress: Show a progress bar; None shows one on a terminal.
 
         Returns:
@@ -111,8 +117,12 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = _for_each(sampling_params, len(listed))
+        names = [adapter] * len(listed) if isinstance(adapter, str) else list(adapter)
+        if len(names) != len(listed):
+            raise InvalidRequestError(f"{len(names)} adapters for {len(listed)} prompts.")
         assemblies = [
-            self._assembly(prompt, each) for prompt, each in zip(listed, params, strict=True)
+            self._assembly(prompt, each, name)
+            for prompt, each, name in zip(listed, params, names, strict=True)
         ]
         return self._run(assemblies, progress=progress)
 
@@ -121,6 +131,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None = None,
         *,
+        adapter: str = "",
         progress: bool | None = None,
         **template_options: Any,
     ) -> list[RequestOutput]:
@@ -130,6 +141,7 @@ class LLM:
             messages: One chat, or a list of them: [{"role": "user", "content": "Hello"}, …].
             sampling_params: For all chats or one for each. None takes the model's defaults, with
                 room for an answer as long as the context allows.
+            adapter: Name of a loaded adapter; "" for none.
             progress: Show a progress bar; None shows one on a terminal.
             template_options: tools, add_generation_prompt, continue_final_message, template_kwargs;
                 see ChatTemplate.render.
@@ -149,7 +161,7 @@ class LLM:
             sampling_params = [self._whole_answer(token_ids) for token_ids in encoded]
         params = _for_each(sampling_params, len(texts))
         assemblies = [
-            Assembly(self.tokenizer, text, token_ids, each)
+            Assembly(self.tokenizer, text, token_ids, each, adapter)
             for text, token_ids, each in zip(texts, encoded, params, strict=True)
         ]
         return self._run(assemblies, progress=progress)
@@ -160,6 +172,7 @@ class LLM:
         *,
         pooling: Literal["last", "mean"] = "last",
         normalize: bool = True,
+        adapter: str = "",
         progress: bool | None = None,
     ) -> list[list[float]]:
         """The model's last hidden states of prompts, one vector a prompt.
@@ -168,6 +181,7 @@ class LLM:
             prompts: A text, a list of token ids, or a list of either.
             pooling: The state of the last token, or the mean over all tokens.
             normalize: Scale each vector to length 1.
+            adapter: Name of a loaded adapter; "" for none.
             progress: Show a progress bar; None shows one on a terminal.
 
         Raises:
@@ -175,13 +189,29 @@ class LLM:
             EngineError: The engine failed.
         """
         params = embedding_params(pooling)
-        assemblies = [self._assembly(prompt, params) for prompt in _listed(prompts)]
+        assemblies = [self._assembly(prompt, params, adapter) for prompt in _listed(prompts)]
         self._run(assemblies, progress=progress)
         sizes = (len(each.output.prompt_token_ids) for each in assemblies)
         return [
             finished_embedding(each.pooled, size if pooling == "mean" else 1, is_unit=normalize)
             for each, size in zip(assemblies, sizes, strict=True)
         ]
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Load an adapter (LoRA); needs enable_lora or lora_modules.
+
+        Raises:
+            OctavoError: It cannot be read, does not fit the model, or there is no room for it.
+        """
+        self._adapters.load(LoraModule(name, path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Let go of an adapter.
+
+        Raises:
+            UnknownModelError: There is none of that name.
+        """
+        self._adapters.unload(name)
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges of the engine by name."""
@@ -206,10 +236,11 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _assembly(self, prompt: Prompt, params: SamplingParams) -> Assembly:
+    def _assembly(self, prompt: Prompt, params: SamplingParams, adapter: str) -> Assembly:
         if isinstance(prompt, str):
-            return Assembly(self.tokenizer, prompt, self.tokenizer.encode(prompt), params)
-        return Assembly(self.tokenizer, None, list(prompt), params)
+            token_ids = self.tokenizer.encode(prompt)
+            return Assembly(self.tokenizer, prompt, token_ids, params, adapter)
+        return Assembly(self.tokenizer, None, list(prompt), params, adapter)
 
     def _whole_answer(self, token_ids: list[int]) -> SamplingParams:
         left = max(self.max_model_len - len(token_ids), 1)
@@ -248,8 +279,9 @@ class LLM:
         except (OverflowError, TypeError):
             raise InvalidRequestError("A prompt holds what is no token id.") from None
         sampling = to_core_sampling(assembly.params)
+        lora_id = self._adapters.id_of(assembly.adapter)
         mask = self._grammars.begin(request_id, assembly.params)
-        self._engine.submit(request_id, token_ids, sampling, token_mask=mask)
+        self._engine.submit(request_id, token_ids, sampling, token_mask=mask, lora_id=lora_id)
         self._num_requests += 1
         return request_id
 
@@ -318,9 +350,12 @@ def _find(config: ServeConfig) -> ModelFiles:
     return ModelFiles(resolve(config.model, options, lambda _done, _total: None))
 
 
-def _start(config: ServeConfig, files: ModelFiles, generation: GenerationConfig) -> _core.Engine:
+def _start(
+    config: ServeConfig, files: ModelFiles, generation: GenerationConfig
+) -> tuple[_core.Engine, Adapters]:
     info = files.info()
     core = engine_config(config, info, generation)
+    base = adapter_base(config, files, core)
     engine = _core.Engine(core, to_core(info))
     if config.load_format == "dummy":
         engine.load_dummy_weights(config.seed)
@@ -328,10 +363,11 @@ def _start(config: ServeConfig, files: ModelFiles, generation: GenerationConfig)
         load_weights(engine, files.tensors(keep_quantized=keeps_codes(core)))
     engine.finish_loading()
     engine.allocate_kv_cache()
+    adapters = load_adapters(config, engine, base)
     engine.warm_up()
     engine.self_test()
     engine.start()
-    return engine
+    return engine, adapters
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

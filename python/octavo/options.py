@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ class Option:
     maximum: float | None
     metavar: str
     secret: bool
+    is_list: bool
 
     @property
     def flag(self) -> str:
@@ -170,6 +172,7 @@ def option(  # noqa: PLR0913 - one keyword for each column of the table below
     metavar: str = "",
     group: str = "",
     secret: bool = False,
+    is_list: bool = False,
 ) -> Any:
     """Define a field of ServeConfig; a group goes on until the next one is named."""
     metadata = {
@@ -181,6 +184,7 @@ def option(  # noqa: PLR0913 - one keyword for each column of the table below
         "metavar": metavar,
         "group": group,
         "secret": secret,
+        "is_list": is_list or parse is parse_list,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -189,3 +193,30 @@ def closest(word: str, known: Sequence[str]) -> str:
     """A sentence that offers the known word nearest to a wrong one, or ""."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def add_argument(group: argparse._ArgumentGroup, each: Option) -> None:
+    """Add an option's flag to a group of a parser. An absent one becomes None."""
+    text = each.help.replace("%", "%%")
+    if each.name == "model":
+        group.add_argument("model", nargs="?", metavar="MODEL", help=text)
+    elif each.is_switch:
+        on_off = argparse.BooleanOptionalAction
+        group.add_argument(each.flag, action=on_off, default=None, help=f"{text}{_default(each)}")
+    elif each.is_list:
+        group.add_argument(each.flag, nargs="+", metavar=each.metavar or None, help=text)
+    else:
+        metavar = each.metavar or ("{" + ",".join(each.choices) + "}" if each.choices else "")
+        fallback = each.name.rpartition("_")[2].upper()
+        group.add_argument(each.flag, metavar=metavar or fallback, help=f"{text}{_default(each)}")
+
+
+def _default(each: Option) -> str:
+    if each.is_switch:
+        return f" (default: {'on' if each.default else 'off'})"
+    if each.default in ("", 0, ()):
+        return ""
+    return f" (default: {each.default})"

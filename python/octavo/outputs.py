@@ -137,13 +137,19 @@ class Assembly:
 
     Attributes:
         params: How it is sampled.
+        adapter: The adapter's name; "" for the model itself.
         output: What has come so far.
         runs: Sequences that the engine has not finished yet.
         pooled: The prompt's hidden states by params.pooling.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: str | None, token_ids: list[int], params: SamplingParams
+        self,
+        tokenizer: Tokenizer,
+        prompt: str | None,
+        token_ids: list[int],
+        params: SamplingParams,
+        adapter: str = "",
     ) -> None:
         options = DetokenizerOptions(
             skip_special_tokens=params.skip_special_tokens,
@@ -153,6 +159,7 @@ class Assembly:
         )
         outputs = [CompletionOutput(index) for index in range(params.n)]
         self.params = params
+        self.adapter = adapter
         self.output = RequestOutput(prompt, token_ids, outputs)
         self.runs = params.n
         self.pooled: list[float] = []

@@ -40,7 +40,9 @@ class SteppedEngine:
         self.fault = ""
         self.is_shut_down = False
 
-    def submit(self, number: int, token_ids: bytes, sampling: SamplingParams) -> None:
+    def submit(
+        self, number: int, token_ids: bytes, sampling: SamplingParams, lora_id: int = 0
+    ) -> None:
         self.left[number] = sampling.max_tokens
         self.submitted.append((token_ids, sampling))
         self.clock.now_s += len(token_ids) // 4 * PREFILL_S_PER_TOKEN
@@ -79,7 +81,9 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> SteppedEngine:
 
 def engine_over(stepped: SteppedEngine, max_model_len: int = 4096) -> OfflineEngine:
     info = SimpleNamespace(vocab_size=49152, max_model_len=max_model_len)
-    loaded = SimpleNamespace(engine=stepped, info=info, to_sampling=lambda params: params)
+    loaded = SimpleNamespace(
+        engine=stepped, info=info, to_sampling=lambda params: params, adapters=None
+    )
     return OfflineEngine(loaded)  # type: ignore[arg-type]
 
 

@@ -29,6 +29,7 @@ def sample(each: Any) -> Any:
     special = {
         "device": "cpu", "tensor_parallel_size": 1, "ssl_keyfile": "", "ssl_certfile": "",
         "gpu_memory_utilization": 0.5, "max_num_batched_tokens": 4096,
+        "lora_modules": ("one=/a", "two=/b"),
     }  # fmt: skip
     if each.name in special:
         return special[each.name]

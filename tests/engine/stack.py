@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fakes.fake_core import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
+from octavo.engine.adapters import Adapters
 from octavo.engine.client import ModelInfo
 from octavo.engine.endpoint import Endpoint
 from octavo.engine.socket_client import SocketEngineClient
@@ -58,11 +59,13 @@ class Stack:
 
 
 def make_stack(listener: socket.socket, path: str, page: StatusPage, **engine: Any) -> Stack:
-    compiler = engine.pop("compiler", None)
+    compiler, base = engine.pop("compiler", None), engine.pop("base", None)
+    roots = engine.pop("roots", ())
     fake = FakeEngine(**engine)
     fake.start()
     info = ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN)
-    endpoint = Endpoint(fake, listener, info, lambda s: s, compiler)
+    adapters = Adapters(fake, base, ("base",), roots)
+    endpoint = Endpoint(fake, listener, info, lambda s: s, compiler, adapters)
     failures: list[BaseException] = []
 
     def run() -> None:

@@ -9,19 +9,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from octavo.engine.client import AdapterCard
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
     LENGTH,
     MAX_FRAME_BYTES,
     RECORD,
     Abort,
+    Adapters,
+    Done,
     GetStats,
+    ListAdapters,
+    LoadAdapter,
     Outputs,
     Refused,
     Stats,
     Submit,
     ToEngine,
     ToWorker,
+    UnloadAdapter,
     Welcome,
 )
 from octavo.sampling_params import SamplingParams
@@ -42,6 +48,9 @@ SAMPLING = SamplingParams(
         Submit(2**48 - 1, b"\x01\x00\x00\x00", SAMPLING, -3, 2**64 - 1),
         Abort([1, 2, 3]),
         GetStats(7),
+        LoadAdapter(7, "poet", "a/poet", replaces=True),
+        UnloadAdapter(8, "poet"),
+        ListAdapters(9),
     ],
 )
 def test_messages_to_the_engine_survive(message: ToEngine) -> None:
@@ -56,6 +65,8 @@ def test_messages_to_the_engine_survive(message: ToEngine) -> None:
         Outputs(b"r" * RECORD.size, b"t", b"l", b"p", {2**63: "why"}),
         Refused(5, "QueueFullError", "full"),
         Stats(7, {"num_running": 2.0}),
+        Adapters([AdapterCard("poet", "poet-v1", "base")]),
+        Done(7, "InvalidRequestError", "taken", "lora_name"),
     ],
 )
 def test_messages_to_the_worker_survive(message: ToWorker) -> None:

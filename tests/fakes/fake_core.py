@@ -57,6 +57,12 @@ class FakeEngine:
         self.restore_fails = False  # as without memory for the KV cache
         self._is_drowsy = False
         self._sleep = {"is_asleep": 0.0, "num_wake_ups": 0.0, "num_failed_wake_ups": 0.0}
+
+        self.lora_ids: dict[int, int] = {}  # of requests
+        self.num_loras = 0
+        self.open_loras: set[int] = set()
+        self.lora_targets: list[tuple] = []
+        self.hold_loras: threading.Event | None = None
         self.fault: BaseException | None = None
         self._error = ""
         self._running: list[Sequence] = []
@@ -83,8 +89,10 @@ class FakeEngine:
         priority=0,
         cache_salt=0,
         token_mask=None,
+        lora_id=0,
     ) -> None:
         tokens = array.array("i", bytes(token_ids))
+        self.lora_ids[id] = lora_id
         if not tokens or max(tokens) >= VOCAB_SIZE or min(tokens) < 0:
             raise InvalidRequestError("A token id is out of range.", param="prompt")
         with self._changed:
@@ -107,6 +115,23 @@ class FakeEngine:
             for sequence in ended:
                 self._publish(sequence, [], reason=3)
             self._changed.notify_all()
+
+    def begin_lora(self) -> int:
+        if self.hold_loras is not None:
+            self.hold_loras.wait()
+        if len(self.open_loras) == 2:
+            raise InvalidRequestError("There is room for 2 adapters and all of it is taken.")
+        self.num_loras += 1
+        return self.num_loras
+
+    def load_lora(self, lora_id, target, scale, a, b) -> None:
+        self.lora_targets.append((lora_id, target, scale, a, b))
+
+    def open_lora(self, lora_id: int) -> None:
+        self.open_loras.add(lora_id)
+
+    def close_lora(self, lora_id: int) -> None:
+        self.open_loras.discard(lora_id)
 
     def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:
         with self._changed:

@@ -8,8 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from octavo.engine.client import EngineState, Logprob, ModelInfo, RequestOutput, RequestStream
-from octavo.errors import InvalidRequestError, NotReadyError, RequestError
+from octavo.engine.client import (
+    AdapterCard,
+    EngineState,
+    Logprob,
+    ModelInfo,
+    RequestOutput,
+    RequestStream,
+)
+from octavo.errors import InvalidRequestError, NotReadyError, RequestError, UnknownModelError
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ class Submission:
     sampling: SamplingParams
     priority: int
     cache_salt: int
+    adapter: str = ""
     stream: ScriptedStream | None = None
     aborted: bool = False
     stopped: list[int] = field(default_factory=list)  # sequences
@@ -78,6 +86,9 @@ class ScriptedEngine:
     sleeps: list[tuple[int, float]] = field(default_factory=list)
     gate: threading.Event | None = None  # outputs come once it is set
 
+    loaded: dict[str, AdapterCard] = field(default_factory=dict)  # as this worker knows it
+    elsewhere: dict[str, AdapterCard] = field(default_factory=dict)  # what refresh finds besides
+
     def state(self) -> EngineState:
         return EngineState(
             phase=self.phase if self.ready else "loading_weights",
@@ -99,13 +110,14 @@ class ScriptedEngine:
         *,
         priority: int = 0,
         cache_salt: int = 0,
+        adapter: str = "",
     ) -> RequestStream:
         self.model_info()
         assert isinstance(prompt_token_ids, list)
         assert prompt_token_ids
         assert all(0 <= id_ < VOCAB_SIZE for id_ in prompt_token_ids)
         assert len(prompt_token_ids) + sampling.max_tokens <= MAX_MODEL_LEN
-        submission = Submission(prompt_token_ids, sampling, priority, cache_salt)
+        submission = Submission(prompt_token_ids, sampling, priority, cache_salt, adapter=adapter)
         self.submissions.append(submission)
         submission.stream = ScriptedStream(self, submission)
         return submission.stream
@@ -138,6 +150,23 @@ class ScriptedEngine:
 
     def wake_up(self) -> None:
         self.sleep_level = 0
+
+    def adapters(self) -> dict[str, AdapterCard]:
+        return self.loaded
+
+    def refresh_adapters(self, timeout: float) -> None:
+        self.model_info()
+        self.loaded |= self.elsewhere
+
+    def load_adapter(self, name: str, path: str, *, replaces: bool, timeout: float) -> None:
+        if name in self.loaded and not replaces:
+            raise InvalidRequestError(f"The name {name!r} is taken.", param="lora_name")
+        self.loaded[name] = AdapterCard(name, path.rpartition("/")[2])
+
+    def unload_adapter(self, name: str, timeout: float) -> None:
+        if name not in self.loaded:
+            raise UnknownModelError(f"The model {name!r} is not served here.", param="model")
+        del self.loaded[name]
 
     @property
     def last(self) -> Submission:

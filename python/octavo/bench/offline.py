@@ -49,6 +49,7 @@ class OfflineEngine:
     def __init__(self, loaded: Loaded) -> None:
         self._engine = loaded.engine
         self._to_sampling = loaded.to_sampling
+        self._adapters = loaded.adapters
         self.max_model_len = loaded.info.max_model_len
 
     def __enter__(self) -> OfflineEngine:
@@ -62,8 +63,12 @@ class OfflineEngine:
     ) -> None:
         self._engine.shutdown()
 
-    def run(self, items: Sequence[Item]) -> Totals:
+    def run(self, items: Sequence[Item], adapters: Sequence[str] = ("",)) -> Totals:
         """Submit everything at once and wait until it has ended.
+
+        Args:
+            items: The requests.
+            adapters: Names that they have in turns; "" is none.
 
         Raises:
             EngineError: A request failed, or gave another number of tokens than asked for.
@@ -71,7 +76,13 @@ class OfflineEngine:
         before = self._engine.stats()
         begun_s = time.perf_counter()
         for number, item in enumerate(items):
-            self._engine.submit(number, item.prompt.tobytes(), self._sampling(item.max_tokens))
+            name = adapters[number % len(adapters)]
+            self._engine.submit(
+                number,
+                item.prompt.tobytes(),
+                self._sampling(item.max_tokens),
+                lora_id=self._adapters.id_of(name) if name and self._adapters else 0,
+            )
         output_tokens = self._drain(len(items))
         seconds = time.perf_counter() - begun_s
         if output_tokens != sum(item.max_tokens for item in items):

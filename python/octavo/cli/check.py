@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from octavo import _core
-from octavo.engine.settings import engine_config, keeps_codes
+from octavo.engine.settings import adapter_base, engine_config, keeps_codes
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import RemoteModel
@@ -42,6 +42,7 @@ def _check_files(config: ServeConfig, files: ModelFiles) -> None:
     template = files.chat_template(tokenizer, config.chat_template)
     dummy = config.load_format == "dummy"
     core = engine_config(config, info, files.generation_config())
+    adapter_base(config, files, core)
     dtypes = {}
     if not dummy:
         tensors = files.tensors(keep_quantized=keeps_codes(core)).tensors
@@ -52,6 +53,9 @@ def _check_files(config: ServeConfig, files: ModelFiles) -> None:
     _say("Model", f"{config.model} ({info.architecture}), {files.model.path}")
     chat = "with" if template else "without"
     _say("Tokenizer", f"{tokenizer.vocab_size:,} tokens, {chat} a chat template")
+    if config.has_loras:
+        names = ", ".join(each.name for each in config.adapters) or "none yet"
+        _say("Adapters", f"{names}; room for {core.max_loras} of rank {core.max_lora_rank}")
     _say("Device", f"{core.device}, weights that are not quantised in {core.weight_dtype}")
     _say("Weights", _size(plan["weights"]))
     _say("Workspace", _size(plan["workspace"]))

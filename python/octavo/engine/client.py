@@ -12,6 +12,7 @@ import threading
 import time
 from array import array
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -19,9 +20,10 @@ import msgspec
 from octavo.errors import EngineFaultError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from octavo.lora_modules import LoraModule
     from octavo.sampling_params import SamplingParams
 
 # token id, log-probability of the model's raw distribution, rank from 1
@@ -94,6 +96,25 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocab_size: int
     max_model_len: int
     hidden_size: int = 0
+
+
+class AdapterCard(msgspec.Struct, frozen=True, array_like=True):
+    """What the HTTP side knows of an adapter.
+
+    Attributes:
+        name: What requests call it.
+        root: The last part of its path.
+        parent: The model that it is said to belong to; "" for the one served.
+    """
+
+    name: str
+    root: str
+    parent: str = ""
+
+
+def card_of(module: LoraModule) -> AdapterCard:
+    """The card of an adapter that the configuration names."""
+    return AdapterCard(module.name, Path(module.path).name, module.base_model_name)
 
 
 class RequestOutput(msgspec.Struct):
@@ -316,11 +337,12 @@ class EngineClient(Protocol):
         *,
         priority: int = 0,
         cache_salt: int = 0,
+        adapter: str = "",
     ) -> RequestStream:
         """Start a request; bytes are int32 little-endian. Never blocks.
 
         What the engine refuses comes out of the stream's get(): InvalidRequestError for a prompt or
-        parameter, QueueFullError when too many wait.
+        parameter, UnknownModelError for an adapter that is gone, QueueFullError when too many wait.
 
         Raises:
             NotReadyError: The engine is not ready, or the server is draining.
@@ -369,6 +391,28 @@ class EngineClient(Protocol):
         Raises:
             NotReadyError: There is no memory for it now, or the server is draining.
             EngineFaultError: The engine failed.
+        """
+
+    def adapters(self) -> Mapping[str, AdapterCard]:
+        """Those that are loaded, by name, as far as this client knows; never blocks."""
+
+    def refresh_adapters(self, timeout: float) -> None:
+        """Ask the engine which are loaded. Raises: as load_adapter."""
+
+    def load_adapter(self, name: str, path: str, *, replaces: bool, timeout: float) -> None:
+        """Load an adapter from below --lora-root. Running requests go on meanwhile.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+            InvalidRequestError: It may not or cannot be loaded.
+            EngineFaultError: No answer in `timeout` seconds, or the engine failed.
+        """
+
+    def unload_adapter(self, name: str, timeout: float) -> None:
+        """Refuse new requests for an adapter; those that run go on.
+
+        Raises:
+            UnknownModelError: There is none of that name. Otherwise as load_adapter.
         """
 
 

@@ -22,13 +22,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from octavo.engine.adapter_desk import AdapterDesk
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.grammars import GrammarQueue, MaskMaker
 from octavo.engine.protocol import (
     RECORD,
     Abort,
     AbortSequence,
+    Adapters,
+    Done,
     GetStats,
+    ListAdapters,
     Outputs,
     Refused,
     ResetPrefixCache,
@@ -46,6 +50,7 @@ from octavo.errors import EngineError, InvalidRequestError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from octavo.engine.adapters import Adapters as LoadedAdapters
     from octavo.engine.client import ModelInfo
     from octavo.engine.grammars import GrammarCompiler
     from octavo.sampling_params import SamplingParams
@@ -76,7 +81,7 @@ class OutputBatch(Protocol):
 class Engine(Protocol):
     """What the endpoint needs of octavo._core.Engine, which documents it."""
 
-    def submit(
+    def submit(  # noqa: PLR0913, PLR0917 - the extension's own
         self,
         request_id: int,
         token_ids: bytes,
@@ -84,6 +89,7 @@ class Engine(Protocol):
         priority: int = 0,
         cache_salt: int = 0,
         token_mask: bytes | None = None,
+        lora_id: int = 0,
     ) -> None:
         """Start a request."""
 
@@ -174,6 +180,7 @@ class Endpoint:
         info: Told to every worker that connects.
         to_sampling: Makes the engine's sampling parameters.
         compiler: For requests with a grammar; None refuses them.
+        adapters: Those that requests may name; None refuses all.
     """
 
     def __init__(
@@ -183,6 +190,7 @@ class Endpoint:
         info: ModelInfo,
         to_sampling: Callable[[SamplingParams], Any],
         compiler: GrammarCompiler | None = None,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         self._engine = engine
         self._listener = listener
@@ -198,7 +206,9 @@ class Endpoint:
         self._to_flush: set[_Connection] = set()
         self._to_close: set[_Connection] = set()
         self._to_refuse: list[tuple[int, RequestError]] = []  # by full id
-        self._lock = threading.Lock()  # of _connections, live and the _to_ collections
+        self._loaded: list[tuple[int, Done]] = []  # answers by connection number
+        self._lock = threading.Lock()  # of _connections, live, _loaded and the _to_ collections
+        self._desk = AdapterDesk(adapters, self._answer_later)
         self._masks = MaskMaker(engine, info.vocab_size, self._refuse_later)
         self._grammars = None
         if compiler is not None:
@@ -265,6 +275,7 @@ class Endpoint:
             to_flush, self._to_flush = self._to_flush, set()
             to_close, self._to_close = self._to_close, set()
             to_refuse, self._to_refuse = self._to_refuse, []
+            loaded, self._loaded = self._loaded, []
         for connection in to_flush - to_close:
             if connection.is_open:
                 both = selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -273,6 +284,8 @@ class Endpoint:
             self._close(connection)
         for full_id, error in to_refuse:
             self._refuse(full_id, error)
+        for number, done in loaded:
+            self._answer(self._connections.get(number), done, is_news=True)
 
     def _accept(self) -> None:
         try:
@@ -292,7 +305,9 @@ class Endpoint:
         with self._lock:
             self._connections[number] = connection
         self._selector.register(connection, selectors.EVENT_READ, connection)
-        self._reply(connection, Welcome(number, *msgspec.structs.astuple(self._info)))
+        welcome = Welcome(number, *msgspec.structs.astuple(self._info))
+        self._reply(connection, welcome)
+        self._reply(connection, Adapters(self._desk.cards()))
 
     def _receive(self, connection: _Connection) -> None:
         data = connection.peer.recv(_RECEIVE_BYTES)
@@ -312,14 +327,41 @@ class Endpoint:
             self._engine.abort(full_id, message.index)
         elif isinstance(message, GetStats):
             self._reply(connection, Stats(message.token, self._engine.stats()))
-        elif isinstance(message, ResetPrefixCache):
+        elif isinstance(message, ResetPrefixCache | SelfCheck | Sleep | WakeUp):
+            self._operate(message)
+        else:
+            done = self._desk.handle(connection.number, message)
+            if done is not None:
+                self._answer(connection, done, is_news=not isinstance(message, ListAdapters))
+
+    def _operate(self, message: ResetPrefixCache | SelfCheck | Sleep | WakeUp) -> None:
+        if isinstance(message, ResetPrefixCache):
             self._engine.reset_prefix_cache()
         elif isinstance(message, SelfCheck):
             self._engine.self_check()
         elif isinstance(message, Sleep):
             self._engine.sleep(message.aborts)
-        elif isinstance(message, WakeUp):
+        else:
             self._engine.wake_up()
+
+    def _answer_later(self, number: int, done: Done) -> None:
+        """Have the selector's thread answer a connection. From any thread."""
+        with self._lock:
+            self._loaded.append((number, done))
+        self._wake()
+
+    def _answer(self, requester: _Connection | None, done: Done, *, is_news: bool) -> None:
+        """Tell a worker, and the others if there is news, which adapters there are."""
+        for connection in list(self._connections.values()):
+            if not connection.is_open or not (is_news or connection is requester):
+                continue
+            try:
+                self._reply(connection, Adapters(self._desk.cards()))
+                if connection is requester:
+                    self._reply(connection, done)
+            except (OSError, FrameError) as error:
+                log.debug("Worker connection %d ended: %s", connection.number, error)
+                self._close(connection)
 
     def _submit(self, connection: _Connection, message: Submit) -> None:
         full_id = connection.number << _CONNECTION_SHIFT | message.id
@@ -339,6 +381,7 @@ class Endpoint:
 
     def _enter(self, full_id: int, message: Submit, token_mask: bytes | None = None) -> None:
         """Hand a request to the engine."""
+        lora_id = self._desk.id_of(message.adapter)
         try:
             self._engine.submit(
                 full_id,
@@ -347,6 +390,7 @@ class Endpoint:
                 message.priority,
                 message.cache_salt,
                 token_mask,
+                lora_id,
             )
         except (ValueError, TypeError, OverflowError) as error:
             log.debug("Refused request %d: %s", message.id, error)

@@ -1,7 +1,9 @@
-"""Cutting a byte stream into the frames of octavo.engine.protocol."""
+"""The frames of octavo.engine.protocol: making them, sending them, cutting them out of a stream."""
 
 from __future__ import annotations
 
+import _socket
+import socket
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +30,15 @@ def encode(message: msgspec.Struct, encoder: msgspec.msgpack.Encoder) -> bytes:
         raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
     LENGTH.pack_into(frame, 0, size)
     return bytes(frame)
+
+
+def send_now(connection: socket.socket, frame: bytes) -> int:
+    """Bytes that the socket has room for; never blocks, in gevent's loop neither."""
+    system_socket = getattr(connection, "_sock", connection)  # gevent's hold one
+    try:
+        return _socket.socket.send(system_socket, frame, socket.MSG_DONTWAIT)
+    except OSError:  # full, or broken: the writer finds out which
+        return 0
 
 
 def decode(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from octavo import _core
 from octavo.config import resolve_options
+from octavo.engine.adapters import load_adapters
 from octavo.engine.client import ModelInfo
 from octavo.engine.grammars import grammar_compiler
 from octavo.engine.process import Loaded
-from octavo.engine.settings import engine_config, keeps_codes, to_core_sampling
+from octavo.engine.settings import adapter_base, engine_config, keeps_codes, to_core_sampling
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import RemoteModel, ResolvedModel, download, resolve_local
@@ -43,6 +44,7 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     info = files.info()
     core = engine_config(config, info, files.generation_config())
     model = to_core(info)
+    base = adapter_base(config, files, core)
     is_dummy = config.load_format == "dummy"
     tensors = None if is_dummy else files.tensors(keep_quantized=keeps_codes(core))
     dtypes = {} if tensors is None else {n: e.dtype for n, e in tensors.tensors.items()}
@@ -58,6 +60,7 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     engine.finish_loading()
     page.enter("allocating_kv_cache")
     engine.allocate_kv_cache()
+    adapters = load_adapters(config, engine, base)
     page.enter("warming_up")
     with _progress_of(engine, page):
         engine.warm_up()
@@ -69,7 +72,7 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     page.set_summary(_summary(config, core, engine, info.architecture))
     limits = ModelInfo(info.vocab_size, engine.max_model_len(), info.hidden_size)
     compiler = grammar_compiler(files, config.tokenizer, limits.vocab_size)
-    return Loaded(engine, limits, to_core_sampling, slowest_step_s, compiler)
+    return Loaded(engine, limits, to_core_sampling, slowest_step_s, compiler, adapters)
 
 
 def _find(config: ServeConfig, page: StatusPage) -> ResolvedModel:

@@ -20,6 +20,7 @@ import msgspec
 
 from octavo import logs
 from octavo.config import ServeConfig
+from octavo.engine.adapters import Adapters
 from octavo.engine.client import ModelInfo
 from octavo.engine.endpoint import Endpoint, Engine
 from octavo.engine.grammars import GrammarCompiler
@@ -45,6 +46,7 @@ class Loaded(msgspec.Struct, frozen=True):
         to_sampling: Makes the engine's sampling parameters.
         slowest_step_s: An upper bound of one step, measured by the warm-up; 0 if unknown.
         compiler: For requests with a grammar.
+        adapters: Those that are loaded; None where there is no room for any.
     """
 
     engine: Engine
@@ -52,6 +54,7 @@ class Loaded(msgspec.Struct, frozen=True):
     to_sampling: Callable[[SamplingParams], object]
     slowest_step_s: float = 0.0
     compiler: GrammarCompiler | None = None
+    adapters: Adapters | None = None
 
 
 class Process:
@@ -98,7 +101,12 @@ class Process:
     def _serve(self, config: ServeConfig, page: StatusPage, listener: socket.socket) -> None:
         loaded = self._build(config, page)
         endpoint = Endpoint(
-            loaded.engine, listener, loaded.info, loaded.to_sampling, loaded.compiler
+            loaded.engine,
+            listener,
+            loaded.info,
+            loaded.to_sampling,
+            loaded.compiler,
+            loaded.adapters,
         )
         with self._lock:
             self._endpoint = endpoint

@@ -18,6 +18,7 @@ import struct
 
 import msgspec
 
+from octavo.engine.client import AdapterCard
 from octavo.sampling_params import SamplingParams
 
 MAX_FRAME_BYTES = 64 << 20
@@ -33,13 +34,14 @@ FINISH_REASONS = (None, "stop", "length", "abort", "error")
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
-    """A request: token_ids is int32 little-endian."""
+    """A request: token_ids is int32 little-endian; adapter is a name, "" for none."""
 
     id: int
     token_ids: bytes
     sampling: SamplingParams
     priority: int = 0
     cache_salt: int = 0
+    adapter: str = ""
 
 
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -79,13 +81,50 @@ class WakeUp(msgspec.Struct, tag="wake_up", array_like=True, frozen=True):
     """Take the KV cache again and admit requests."""
 
 
+class LoadAdapter(msgspec.Struct, tag="load_adapter", array_like=True, frozen=True):
+    """Load an adapter from below --lora-root. Adapters, then Done answers."""
+
+    token: int
+    name: str
+    path: str
+    replaces: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, tag="unload_adapter", array_like=True, frozen=True):
+    """Refuse new requests for an adapter. Adapters, then Done answers."""
+
+    token: int
+    name: str
+
+
+class ListAdapters(msgspec.Struct, tag="list_adapters", array_like=True, frozen=True):
+    """Ask for Adapters, then Done."""
+
+    token: int
+
+
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
-    """First frame of a connection, sent once the engine is ready."""
+    """First frame of a connection, sent once the engine is ready; Adapters follows."""
 
     connection: int
     vocab_size: int
     max_model_len: int
     hidden_size: int = 0
+
+
+class Adapters(msgspec.Struct, tag="adapters", array_like=True, frozen=True):
+    """The adapters that are loaded; every worker is told when they change."""
+
+    cards: list[AdapterCard]
+
+
+class Done(msgspec.Struct, tag="done", array_like=True, frozen=True):
+    """What LoadAdapter and its like asked for is done, or failed: kind as in Refused."""
+
+    token: int
+    kind: str = ""
+    message: str = ""
+    param: str | None = None
 
 
 class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
@@ -115,5 +154,17 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     values: dict[str, float]
 
 
-ToEngine = Submit | Abort | AbortSequence | GetStats | ResetPrefixCache | SelfCheck | Sleep | WakeUp
-ToWorker = Welcome | Outputs | Refused | Stats
+ToEngine = (
+    Submit
+    | Abort
+    | AbortSequence
+    | GetStats
+    | ResetPrefixCache
+    | SelfCheck
+    | Sleep
+    | WakeUp
+    | LoadAdapter
+    | UnloadAdapter
+    | ListAdapters
+)
+ToWorker = Welcome | Outputs | Refused | Stats | Adapters | Done

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo import _core
 from octavo.config import cache_directory
+from octavo.engine.adapters import BaseModel, max_lora_rank
 from octavo.errors import ConfigError
+from octavo.model.config import to_core
+from octavo.model.lora import Adapter
 from octavo.options import AUTO
 
 if TYPE_CHECKING:
     from octavo.config import ServeConfig
     from octavo.model.config import ModelInfo
+    from octavo.model.files import ModelFiles
     from octavo.model.generation_config import GenerationConfig
     from octavo.sampling_params import SamplingParams
 
@@ -58,8 +63,30 @@ def engine_config(
     core.num_blocks = config.num_gpu_blocks_override
     core.gemm_tuning_cache = tuning_cache(config)
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
+    if config.has_loras:
+        core.max_loras = config.max_loras
+        core.max_lora_rank = max_lora_rank(config)
     core.eos_token_ids = list(generation.eos_token_ids)
     return core
+
+
+def adapter_base(
+    config: ServeConfig, files: ModelFiles, core: _core.EngineConfig
+) -> BaseModel | None:
+    """What adapters must fit, checked of those that are to be loaded; None where there is no room.
+
+    Raises:
+        OctavoError: An adapter cannot be read, or does not fit the model.
+    """
+    if not config.has_loras:
+        return None
+    info = files.info()
+    targets = _core.lora_targets(to_core(info))
+    for module in config.adapters:
+        Adapter(Path(module.path).expanduser()).check_base(targets, core.max_lora_rank)
+    # The rows of q and k are stored in another order there than an adapter's.
+    turned = info.head_dim if files.model.kind == "gguf" and info.rope.interleaved else 0
+    return BaseModel(tuple(targets), core.max_lora_rank, turned)
 
 
 def keeps_codes(core: _core.EngineConfig) -> bool:

@@ -9,7 +9,6 @@ request and is made again: the engine is restarted by its supervisor.
 
 from __future__ import annotations
 
-import _socket
 import array
 import contextlib
 import itertools
@@ -23,14 +22,18 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
-from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
+from octavo.engine.framing import FrameBuffer, FrameError, decode, encode, send_now
 from octavo.engine.protocol import (
     FINISH_REASONS,
     LOGPROB,
     RECORD,
     Abort,
     AbortSequence,
+    Adapters,
+    Done,
     GetStats,
+    ListAdapters,
+    LoadAdapter,
     Outputs,
     Refused,
     ResetPrefixCache,
@@ -39,12 +42,15 @@ from octavo.engine.protocol import (
     Submit,
     ToEngine,
     ToWorker,
+    UnloadAdapter,
     Welcome,
 )
 from octavo.engine.sleep import Sleeper
 
 if TYPE_CHECKING:
-    from octavo.engine.client import EngineState, Logprob
+    from collections.abc import Callable, Iterable, Mapping
+
+    from octavo.engine.client import AdapterCard, EngineState, Logprob
     from octavo.engine.status_page import StatusPage
     from octavo.sampling_params import SamplingParams
 
@@ -57,7 +63,12 @@ _BREATH_S = 0.001
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
     kind.__name__: kind
-    for kind in (errors.InvalidRequestError, errors.QueueFullError, errors.NotReadyError)
+    for kind in (
+        errors.InvalidRequestError,
+        errors.UnknownModelError,
+        errors.QueueFullError,
+        errors.NotReadyError,
+    )
 }
 
 
@@ -90,6 +101,7 @@ class SocketEngineClient:
         self._live: dict[int, _Live] = {}
         self._id_of: dict[RequestStream, int] = {}
         self._answers: dict[int, _Answer] = {}
+        self._adapters: Mapping[str, AdapterCard] = {}
         self._info: ModelInfo | None = None
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -137,6 +149,7 @@ class SocketEngineClient:
         *,
         priority: int = 0,
         cache_salt: int = 0,
+        adapter: str = "",
     ) -> RequestStream:
         """Start a request."""
         self._check_serving()
@@ -144,7 +157,7 @@ class SocketEngineClient:
             prompt_token_ids = _int32(prompt_token_ids)
         stream = RequestStream(sampling.n, self._abort, self._abort_sequence, is_ticked=True)
         request_id = next(self._ids)
-        message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt)
+        message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt, adapter)
         frame = self._frame(message)
         with self._lock:
             self._live[request_id] = _Live(stream, sampling)
@@ -154,15 +167,37 @@ class SocketEngineClient:
 
     def stats(self, timeout: float) -> dict[str, float]:
         """Counters and gauges of the engine by name."""
+        return self._ask(GetStats, timeout).values
+
+    def adapters(self) -> Mapping[str, AdapterCard]:
+        """Those that are loaded, by name, as far as this client knows."""
+        return self._adapters
+
+    def refresh_adapters(self, timeout: float) -> None:
+        """Ask the engine which are loaded."""
+        self._ask(ListAdapters, timeout)
+
+    def load_adapter(self, name: str, path: str, *, replaces: bool, timeout: float) -> None:
+        """Load an adapter from below --lora-root."""
+        self._ask(lambda token: LoadAdapter(token, name, path, replaces), timeout)
+
+    def unload_adapter(self, name: str, timeout: float) -> None:
+        """Refuse new requests for an adapter."""
+        self._ask(lambda token: UnloadAdapter(token, name), timeout)
+
+    def _ask(self, message: Callable[[int], ToEngine], timeout: float) -> _Answer:
+        """Send a message that has an answer, and wait for it."""
         self.model_info()
         token, answer = next(self._ids), _Answer()
         self._answers[token] = answer
         try:
             with self._lock:
-                self._put(self._frame(GetStats(token)))
+                self._put(self._frame(message(token)))
             if not answer.arrived.wait(timeout):
                 raise errors.EngineFaultError("The engine did not answer in time.")
-            return answer.values
+            if answer.error is not None:
+                raise answer.error
+            return answer
         finally:
             del self._answers[token]
 
@@ -247,7 +282,7 @@ class SocketEngineClient:
         Requires: _lock is held.
         """
         if not self._outbox and not self._is_writing and self._socket is not None:
-            frame = frame[_send_now(self._socket, frame) :]
+            frame = frame[send_now(self._socket, frame) :]
             if not frame:
                 return
         self._outbox.append(frame)
@@ -315,8 +350,22 @@ class SocketEngineClient:
             if answer := self._answers.get(message.token):
                 answer.values = message.values
                 answer.arrived.set()
+        elif isinstance(message, Done):
+            self._settle(message)
+        elif isinstance(message, Adapters):
+            self._adapters = _by_name(message.cards)
         elif isinstance(message, Welcome):
             self._info = ModelInfo(message.vocab_size, message.max_model_len, message.hidden_size)
+
+    def _settle(self, done: Done) -> None:
+        """Wake whoever asked for it."""
+        answer = self._answers.get(done.token)
+        if answer is None:
+            return
+        if done.kind:
+            kind = _REFUSALS.get(done.kind, errors.EngineFaultError)
+            answer.error = kind(done.message, param=done.param)
+        answer.arrived.set()
 
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
@@ -375,13 +424,17 @@ class SocketEngineClient:
             self._outbox.clear()
             self._outbox_bytes = 0
         self.fail_all(engine_gone())
+        for answer in list(self._answers.values()):
+            answer.error = engine_gone()
+            answer.arrived.set()
 
 
 class _Answer:
-    """Where the answer to GetStats arrives."""
+    """Where the answer to GetStats and its like arrives."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.error: errors.RequestError | None = None
         self.arrived = threading.Event()
 
 
@@ -432,18 +485,13 @@ class _Columns:
         output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
 
 
+def _by_name(cards: Iterable[AdapterCard]) -> dict[str, AdapterCard]:
+    return {card.name: card for card in cards}
+
+
 def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
     """Entries of one token each."""
     return [entries[i : i + size] for i in range(0, len(entries), size)]
-
-
-def _send_now(connection: socket.socket, frame: bytes) -> int:
-    """Bytes that the socket has room for; never blocks, in gevent's loop neither."""
-    system_socket = getattr(connection, "_sock", connection)  # gevent's hold one
-    try:
-        return _socket.socket.send(system_socket, frame, socket.MSG_DONTWAIT)
-    except OSError:  # full, or broken: the writer finds out which
-        return 0
 
 
 def _int32(token_ids: list[int]) -> bytes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
+from octavo.server.adapters import LoadAdapterResource, UnloadAdapterResource
 from octavo.server.admin import ResetPrefixCacheResource, SelfCheckResource, ServerInfoResource
 from octavo.server.chat import ChatResource
 from octavo.server.completions import CompletionsResource
@@ -93,6 +94,8 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
     if context.config.enable_admin:
         table["/reset_prefix_cache"] = ResetPrefixCacheResource(context)
         table["/self_check"] = SelfCheckResource(context)
+        table["/v1/load_lora_adapter"] = LoadAdapterResource(context)
+        table["/v1/unload_lora_adapter"] = UnloadAdapterResource(context)
         table["/server_info"] = ServerInfoResource(context)
         table["/sleep"] = SleepResource(context, readiness)
         table["/wake_up"] = WakeUpResource(context)

@@ -58,7 +58,7 @@ class ChatRun:
         text = prompt_text(request, model)
         thinking = _thinking(context.config, model, text)
         grammar = chat_grammar(request, self._tools, parser, model.tokenizer, reasons=thinking)
-        route = _route(request, parser, grammar)
+        route = _route(request, parser, grammar, context.adapter_of(self.name))
         work = plan(request, route, [text], model, context.model_info())
         self.token_bytes = model.tokenizer.token_bytes
         self._parsers = [
@@ -106,7 +106,7 @@ def prompt_text(request: ChatRequest, model: ServedModel) -> str:
     return render(conversation_of(request), model, tools_of(request))
 
 
-def _route(request: ChatRequest, parser: str | None, grammar: str | None) -> Route:
+def _route(request: ChatRequest, parser: str | None, grammar: str | None, adapter: str) -> Route:
     return Route(
         param="messages",
         add_special_tokens=False,  # the template writes them
@@ -115,6 +115,7 @@ def _route(request: ChatRequest, parser: str | None, grammar: str | None) -> Rou
         prompt_logprobs=request.prompt_logprobs,
         shows_special_tokens=parser in SHOWS_SPECIAL_TOKENS,
         grammar=grammar,
+        adapter=adapter,
     )
 
 

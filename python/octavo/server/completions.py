@@ -62,7 +62,8 @@ class CompletionsResource:
         name = context.check_model(request.model)
         model = context.model()
         inputs = split_prompts(request.prompt)
-        work = plan(request, _route(request), inputs, model, context.model_info())
+        route = _route(request, context.adapter_of(name))
+        work = plan(request, route, inputs, model, context.model_info())
         token_bytes = model.tokenizer.token_bytes
         generation = Generation(context, token_bytes, work, req.context.started)
         answer = _Answer(request, name, token_bytes, generation)
@@ -73,7 +74,7 @@ class CompletionsResource:
             resp.data = msgspec.json.encode(answer.whole())
 
 
-def _route(request: CompletionRequest) -> Route:
+def _route(request: CompletionRequest, adapter: str) -> Route:
     echoed = request.logprobs if request.echo else None
     asked = [k for k in (request.prompt_logprobs, echoed) if k is not None]
     wanted = answer_grammar(request)
@@ -85,6 +86,7 @@ def _route(request: CompletionRequest) -> Route:
         logprobs=request.logprobs,
         prompt_logprobs=max(asked, default=None),
         grammar=checked(*wanted) if wanted else None,
+        adapter=adapter,
     )
 
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from octavo.errors import UnknownModelError
+from octavo.engine.client import card_of
+from octavo.errors import NotReadyError, UnknownModelError
 from octavo.server.request_body import read_body
 from octavo.server.schemas.decode import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import falcon
     import msgspec
 
     from octavo.config import ServeConfig
-    from octavo.engine.client import EngineClient, ModelInfo
+    from octavo.engine.client import AdapterCard, EngineClient, ModelInfo
     from octavo.server.request_metrics import RequestMetrics
     from octavo.server.served_model import ServedModel
     from octavo.server.tracing import Tracing
 
 T = TypeVar("T")
+
+_REFRESH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +72,33 @@ class ServerContext:
         """The name that the answer carries.
 
         Raises:
-            UnknownModelError: Another model than the one served here.
+            UnknownModelError: Neither the model that is served here nor one of its adapters.
         """
         names = self.config.model_names
         if name is None:
             return names[0]
-        if name not in names:
+        if name not in names and not self._has_adapter(name):
             raise UnknownModelError(f"The model {name[:200]!r} is not served here.", param="model")
         return name
+
+    def adapter_of(self, name: str) -> str:
+        """The adapter of a name that check_model() let pass; "" for the model itself."""
+        return "" if name in self.config.model_names else name
+
+    def adapters(self) -> Mapping[str, AdapterCard]:
+        """The adapters by name; while the engine loads, those that it will have."""
+        try:
+            self.engine.model_info()
+        except NotReadyError:
+            return {each.name: card_of(each) for each in self.config.adapters}
+        return self.engine.adapters()
+
+    def _has_adapter(self, name: str) -> bool:
+        """Whether it is there; one that another worker has just loaded may be news to this one."""
+        if not self.config.has_loras:
+            return False
+        if name in self.adapters():
+            return True
+        with contextlib.suppress(NotReadyError):
+            self.engine.refresh_adapters(_REFRESH_S)
+        return name in self.engine.adapters()

@@ -62,7 +62,7 @@ class EmbeddingsResource:
 
         try:
             for prompt in prompts:
-                streams.append(self._submit(request, prompt))  # noqa: PERF401 - abort() sees each
+                streams.append(self._submit(request, prompt, name))  # noqa: PERF401 - abort() sees each
             with watch(req.env, abort):
                 sums = [_sum_of(stream) for stream in streams]
         finally:
@@ -92,12 +92,13 @@ class EmbeddingsResource:
             inputs = split_prompts(request.input)
         return prepare_prompts(inputs, self._context.model().tokenizer, limits)
 
-    def _submit(self, request: EmbeddingRequest, prompt: Prompt) -> RequestStream:
+    def _submit(self, request: EmbeddingRequest, prompt: Prompt, name: str) -> RequestStream:
         return self._context.engine.submit(
             prompt.token_ids,
             embedding_params(request.pooling or "last"),
             priority=request.priority or 0,
             cache_salt=salt_number(request.cache_salt),
+            adapter=self._context.adapter_of(name),
         )
 
 

@@ -295,7 +295,11 @@ def _submit(
     engine: EngineClient, prompt: Prompt, sampling: SamplingParams, work: Work
 ) -> RequestStream:
     return engine.submit(
-        prompt.token_ids, sampling, priority=work.priority, cache_salt=work.cache_salt
+        prompt.token_ids,
+        sampling,
+        priority=work.priority,
+        cache_salt=work.cache_salt,
+        adapter=work.adapter,
     )
 
 

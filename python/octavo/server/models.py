@@ -30,8 +30,9 @@ class ModelsResource:
         self._context = context
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """A card for each name of the model."""
-        cards = [model_card(self._context, name) for name in self._context.config.model_names]
+        """A card for each name of the model, and for each adapter."""
+        names = [*self._context.config.model_names, *self._context.adapters()]
+        cards = [model_card(self._context, name) for name in names]
         resp.data = msgspec.json.encode(ModelList(data=cards))
 
     on_head = on_get
@@ -58,13 +59,16 @@ class ModelResource:
 
 
 def model_card(context: ServerContext, name: str) -> ModelCard:
-    """The card of a name; max_model_len is null until the engine is ready."""
+    """The card of a model or an adapter; max_model_len is null until the engine is ready."""
     max_model_len = context.config.max_model_len or None
     with contextlib.suppress(NotReadyError):
         max_model_len = context.model_info().max_model_len
+    base = context.config.model_names[0]
+    adapter = context.adapters().get(name)
     return ModelCard(
         id=name,
         created=context.started,
-        root=context.config.model_names[0],
+        root=base if adapter is None else adapter.root,
+        parent=None if adapter is None else adapter.parent or base,
         max_model_len=max_model_len,
     )

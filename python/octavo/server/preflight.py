@@ -21,8 +21,9 @@ def preflight(config: ServeConfig) -> None:
 
     Raises:
         ConfigError: A file named by a flag, or the chat template, is of no use.
+        CheckpointError: An adapter's files are missing or damaged.
         ModelNotFoundError: The model is a path that leads nowhere, or no name at all.
-        UnsupportedModelError: Its weights are of a kind that is not loaded.
+        UnsupportedModelError: Its weights, or an adapter, are of a kind that is not loaded.
     """
     config.api_keys()
     if config.ssl_certfile:
@@ -33,6 +34,11 @@ def preflight(config: ServeConfig) -> None:
         given_template(config.chat_template, {})
     if config.otlp_traces_endpoint:
         check_tracing(config.otlp_traces_endpoint)
+    if config.adapters:
+        from octavo.model.lora import Adapter  # noqa: PLC0415 - only where there are any
+
+        for module in config.adapters:
+            Adapter(Path(module.path).expanduser())
     find_model(config)
 
 

@@ -33,11 +33,13 @@ class Work:
         prompts: Prompts and how each is continued; n is the same for all.
         priority: Lower runs first.
         cache_salt: Separates tenants in the prefix cache; 0 is the common tenant.
+        adapter: The adapter's name; "" for the model itself.
     """
 
     prompts: Sequence[tuple[Prompt, SamplingParams]]
     priority: int = 0
     cache_salt: int = 0
+    adapter: str = ""
 
     @property
     def sampling(self) -> SamplingParams:
@@ -58,6 +60,7 @@ class Route:
         prompt_logprobs: The same for the prompt.
         shows_special_tokens: Whatever the request says; for parsers that look for them.
         grammar: What the output has to match.
+        adapter: The adapter's name; "" for the model itself.
     """
 
     param: str
@@ -68,6 +71,7 @@ class Route:
     prompt_logprobs: int | None = None
     shows_special_tokens: bool = False
     grammar: str | None = None
+    adapter: str = ""
 
 
 def plan(
@@ -112,6 +116,7 @@ def plan(
         prompts=[(prompt, sampling(prompt)) for prompt in prompts],
         priority=fields.priority or 0,
         cache_salt=salt_number(fields.cache_salt),
+        adapter=route.adapter,
     )
 
 

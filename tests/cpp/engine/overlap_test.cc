@@ -31,13 +31,16 @@ EngineConfig small_config(bool caches) {
   config.max_num_batched_tokens = 24;
   config.enable_prefix_caching = caches;
   config.eos_token_ids = {3, 17};
+  config.max_loras = 2;
   return config;
 }
 
-// A model on a backend with its own engine, warmed up.
+// A model on a backend with its own engine, warmed up, and two adapters with the ids 1 and 2.
 struct ModelEngine {
   ModelEngine(std::unique_ptr<ReferenceBackend> device, const EngineConfig& config)
       : backend(std::move(device)) {
+    model->enable_loras({config.max_loras, 2});
+    model->allocate_loras();
     RunnerConfig runner_config;
     runner_config.max_model_len = config.max_model_len;
     runner_config.block_size = config.block_size;
@@ -49,6 +52,24 @@ struct ModelEngine {
     runner->warm_up([](double) {});
     engine =
         std::make_unique<Engine>(config, model->config().vocab_size, kNumBlocks, std::move(runner));
+    for (int32_t i = 0; i < config.max_loras; ++i) load_lora();
+  }
+
+  void load_lora() {
+    const LoraSlots::Lease lease = engine->begin_lora();
+    std::mt19937 random(static_cast<uint32_t>(lease.id));
+    std::normal_distribution<float> normal(0.0f, 0.3f);
+    for (const LoraTarget& target : lora_targets(model->weights())) {
+      std::vector<float> a(2 * target.in_features), b(target.out_features * 2);
+      for (std::vector<float>* values : {&a, &b}) {
+        for (float& value : *values) value = normal(random);
+      }
+      model->loras().load(lease.slot, target.name,
+                          {1.0f,
+                           {a.data(), DType::kFloat32, 2, target.in_features},
+                           {b.data(), DType::kFloat32, target.out_features, 2}});
+    }
+    engine->open_lora(lease.id);
   }
 
   std::unique_ptr<ReferenceBackend> backend;
@@ -68,6 +89,7 @@ Request random_request(uint64_t id, std::mt19937& random) {
   for (int32_t i = 0; i < num_own; ++i) {
     request.token_ids.push_back(static_cast<int32_t>(random() % 61));
   }
+  request.lora_id = random() % 2 == 0 ? 0 : 1 + random() % 2;
   SamplingParams& sampling = request.sampling;
   sampling.max_tokens = static_cast<int32_t>(1 + random() % 24);
   sampling.ignore_eos = random() % 2 == 0;

@@ -34,6 +34,21 @@ struct ReferenceLinear final : LinearWeight {
   std::vector<float> bias;
 };
 
+struct ReferenceLoraBank final : LoraBank {
+  struct Pair {
+    float scale = 0.0f;
+    int64_t rank = 0;
+    std::vector<float> a, b;
+  };
+  ReferenceLoraBank(int64_t in, std::span<const LoraPart> parts, const LoraLimits& limits)
+      : in(in), parts(parts.begin(), parts.end()), pairs(limits.num_slots * parts.size()) {}
+  int64_t size_bytes() const override { return 0; }
+  Pair& pair(int32_t slot, int64_t part) { return pairs[slot * parts.size() + part]; }
+  int64_t in;
+  std::vector<LoraPart> parts;
+  std::vector<Pair> pairs;
+};
+
 struct ReferenceCache final : KVCache {
   explicit ReferenceCache(const KVCacheSpec& s)
       : layout(s), values(s.num_blocks * s.block_bytes() / 4) {}
@@ -132,6 +147,39 @@ class ReferenceBackend : public Backend {
           sum += double{row_of(x, t)[i]} * linear.values[o * linear.in + i];
         }
         row_of(out, t)[o] = static_cast<float>(sum);
+      }
+    }
+  }
+  std::unique_ptr<LoraBank> create_lora_bank(int64_t in_features, std::span<const LoraPart> parts,
+                                             const LoraLimits& limits) override {
+    return std::make_unique<ReferenceLoraBank>(in_features, parts, limits);
+  }
+  void load_lora(LoraBank& bank, int32_t slot, int64_t part, const LoraView& view) override {
+    ReferenceLoraBank::Pair& pair = static_cast<ReferenceLoraBank&>(bank).pair(slot, part);
+    pair.scale = view.scale;
+    pair.rank = view.a.rows;
+    pair.a.resize(view.a.rows * view.a.cols);
+    pair.b.resize(view.b.rows * view.b.cols);
+    dequantize(view.a.dtype, view.a.data, std::ssize(pair.a), pair.a.data());
+    dequantize(view.b.dtype, view.b.data, std::ssize(pair.b), pair.b.data());
+  }
+  void clear_lora(LoraBank& bank, int32_t slot) override {
+    auto& reference = static_cast<ReferenceLoraBank&>(bank);
+    for (size_t part = 0; part < reference.parts.size(); ++part) reference.pair(slot, part) = {};
+  }
+  // The plan is the slot of each row.
+  void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override {
+    for (int64_t i = 0; i < plan.num_rows; ++i) {
+      plan.memory[i] = slots[rows == nullptr ? i : rows[i]];
+    }
+  }
+  void add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x, TensorView out) override {
+    auto& reference = const_cast<ReferenceLoraBank&>(static_cast<const ReferenceLoraBank&>(bank));
+    for (int64_t t = 0; t < plan.num_rows; ++t) {
+      if (plan.memory[t] < 0) continue;
+      for (size_t p = 0; p < reference.parts.size(); ++p) {
+        add_pair(reference.pair(plan.memory[t], p), row_of(x, t), x.cols(),
+                 row_of(out, t) + reference.parts[p].row_begin, reference.parts[p].num_rows);
       }
     }
   }
@@ -249,6 +297,17 @@ class ReferenceBackend : public Backend {
   }
 
  private:
+  static void add_pair(const ReferenceLoraBank::Pair& pair, const float* x, int64_t in, float* out,
+                       int64_t out_features) {
+    for (int64_t r = 0; r < pair.rank; ++r) {
+      double product = 0.0;
+      for (int64_t i = 0; i < in; ++i) product += double{x[i]} * pair.a[r * in + i];
+      for (int64_t o = 0; o < out_features; ++o) {
+        out[o] += static_cast<float>(pair.scale * product * pair.b[o * pair.rank + r]);
+      }
+    }
+  }
+
   template <typename Function>
   static void gated_mul(TensorView gate_up, TensorView out, const Function& activation) {
     for (int64_t t = 0; t < out.rows(); ++t) {

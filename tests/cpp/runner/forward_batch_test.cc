@@ -132,6 +132,18 @@ TEST(ForwardBatch, PaddingIsNoSequenceAndWritesNoSlot) {
   EXPECT_EQ(f.forward.sample_rows().size(), 1u);
 }
 
+TEST(ForwardBatch, EachTokenHasTheAdapterOfItsSequence) {
+  Fixture f;
+  f.decode_and_prefill(false);
+  EXPECT_EQ(f.forward.build(f.batch).lora_slots, nullptr);
+  f.batch.sequences[1].lora_slot = 2;
+  EXPECT_EQ(read(f.forward.build(f.batch).lora_slots, 4), (std::vector<int32_t>{-1, 2, 2, 2}));
+  f.batch.sequences.pop_back();
+  f.batch.sequences[0].lora_slot = 0;
+  f.batch.num_tokens = 1;
+  EXPECT_EQ(read(f.forward.build(f.batch, 2).lora_slots, 3), (std::vector<int32_t>{0, -1, -1}));
+}
+
 TEST(ForwardBatch, AddressesStayTheSame) {
   Fixture f;
   f.decode_and_prefill(false);

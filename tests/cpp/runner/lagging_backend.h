@@ -80,6 +80,12 @@ class LaggingBackend : public ReferenceBackend {
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     issue([this, &weight, x, out] { ReferenceBackend::linear(weight, x, out); });
   }
+  void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override {
+    issue([=, this] { ReferenceBackend::plan_lora(slots, rows, plan); });
+  }
+  void add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x, TensorView out) override {
+    issue([this, &bank, plan, x, out] { ReferenceBackend::add_lora(bank, plan, x, out); });
+  }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
     issue([this, qkv, rope, inputs, params, &cache] {

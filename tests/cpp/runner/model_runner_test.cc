@@ -168,7 +168,7 @@ TEST(WarmUp, ShapesStayWithinTheLimits) {
         MemoryPlan plan;
         plan.num_blocks = num_blocks;
         plan.max_model_len = num_blocks * 4;
-        for (const WarmUpShape& shape : warm_up_shapes(config, plan)) {
+        for (const WarmUpShape& shape : warm_up_shapes(config, plan, false, 2)) {
           const int64_t blocks_each = (shape.prefill_tokens + 3) / 4;
           EXPECT_LE(shape.num_decodes + shape.num_prefills * blocks_each, num_blocks);
           EXPECT_LE(shape.num_decodes + shape.num_prefills * shape.prefill_tokens, budget);
@@ -178,6 +178,21 @@ TEST(WarmUp, ShapesStayWithinTheLimits) {
       }
     }
   }
+}
+
+TEST(WarmUp, GraphsAreMadeWithAndWithoutAdapters) {
+  const RunnerConfig config{.block_size = 4, .max_num_seqs = 8, .max_num_batched_tokens = 16};
+  MemoryPlan plan;
+  plan.num_blocks = 100;
+  plan.max_model_len = 64;
+  const size_t num_shapes = warm_up_shapes(config, plan, true).size();
+  const std::vector<WarmUpShape> shapes = warm_up_shapes(config, plan, true, 3);
+  ASSERT_EQ(shapes.size(), 2 * num_shapes);
+  for (size_t i = 0; i < shapes.size(); ++i) EXPECT_EQ(shapes[i].num_loras, i < num_shapes ? 0 : 3);
+  const WarmUpBatch batch({4, 0, 0, 3}, 4, 50);
+  EXPECT_TRUE(has_loras(batch.batch()));
+  EXPECT_EQ(batch.batch().sequences[3].lora_slot, 0);
+  EXPECT_FALSE(has_loras(WarmUpBatch({4, 0, 0, 0}, 4, 50).batch()));
 }
 
 }  // namespace

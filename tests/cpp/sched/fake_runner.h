@@ -30,6 +30,9 @@ inline uint64_t next_state(uint64_t state, int32_t token_id) {
   return scramble(state + 0x9e3779b97f4a7c15 * (static_cast<uint64_t>(token_id) + 1));
 }
 
+// An adapter changes all keys and values.
+inline uint64_t first_state(int32_t lora_slot) { return static_cast<uint64_t>(lora_slot + 1); }
+
 struct FakeRunnerOptions {
   int64_t vocab_size = 0;
   int64_t num_blocks = 0;
@@ -176,7 +179,7 @@ class FakeRunner final : public StepRunner {
 
   void run_row(const ScheduledSequence& row, StepResult& result) {
     check_slot(row);
-    uint64_t state = 0;
+    uint64_t state = first_state(row.lora_slot);
     const int64_t first_key = first_key_read(row.num_computed_tokens);
     for (int64_t p = 0; p < row.num_computed_tokens; ++p) {
       state = next_state(state, row.token_ids[p]);

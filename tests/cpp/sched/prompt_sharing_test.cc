@@ -46,6 +46,24 @@ TEST(PrefixCachingTest, AConversationFindsItsEarlierOutput) {
   expect_as_alone(simulation, 2);
 }
 
+TEST(PrefixCachingTest, AdaptersShareNothingAndOneLoadedAnewFindsNothing) {
+  Simulation simulation(small_options());
+  const auto add = [&](uint64_t id, uint64_t lora_id, int32_t slot) {
+    Request request = make_request(id, 20, 1);
+    request.lora_id = lora_id;
+    request.lora_slot = slot;
+    simulation.add(request);
+    simulation.run();  // throws where the keys and values of another adapter are read
+    return simulation.output(id).num_cached_tokens;
+  };
+  EXPECT_EQ(add(1, 0, -1), 0);
+  EXPECT_EQ(add(2, 1, 0), 0);
+  EXPECT_EQ(add(3, 2, 1), 0);
+  EXPECT_EQ(add(4, 1, 0), 16);
+  EXPECT_EQ(add(5, 0, -1), 16);
+  EXPECT_EQ(add(6, 3, 0), 0);  // another adapter in the slot of the first
+}
+
 TEST(PrefixCachingTest, SaltsAndResetsMissAndOffNeverHits) {
   Simulation simulation(small_options());
   Request salted = make_request(1, 20, 1);
