@@ -48,7 +48,7 @@ from octavo.engine.protocol import (
 from octavo.engine.sleep import Sleeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from octavo.engine.client import AdapterCard, EngineState, Logprob
     from octavo.engine.status_page import StatusPage
@@ -353,7 +353,7 @@ class SocketEngineClient:
         elif isinstance(message, Done):
             self._settle(message)
         elif isinstance(message, Adapters):
-            self._adapters = _by_name(message.cards)
+            self._adapters = {card.name: card for card in message.cards}
         elif isinstance(message, Welcome):
             self._info = ModelInfo(message.vocab_size, message.max_model_len, message.hidden_size)
 
@@ -483,10 +483,6 @@ class _Columns:
         output.logprobs = _groups(self._logprobs[start : self._logprob], live.logprobs)
         entries = self._prompt_logprobs[prompt_start : self._prompt_logprob]
         output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
-
-
-def _by_name(cards: Iterable[AdapterCard]) -> dict[str, AdapterCard]:
-    return {card.name: card for card in cards}
 
 
 def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
