@@ -54,6 +54,7 @@ class Case:
         num_requests: In all.
         burst: Tokens that a stream gets at once.
         rate: Requests a second that come at random; 0 sends the next one when one has ended.
+        max_model_len: Tokens of the context.
     """
 
     step_s: float
@@ -62,6 +63,7 @@ class Case:
     num_requests: int
     burst: int = 1
     rate: float = 0.0
+    max_model_len: int = 1 << 20
 
 
 # events: one token a step, as fast as the worker takes them. tokens: more than that, so that they
@@ -98,7 +100,8 @@ def front_end(case: Case) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    plan = json.dumps({"step_s": case.step_s, "burst": case.burst})
+    names = ("step_s", "burst", "max_model_len")
+    plan = json.dumps({name: getattr(case, name) for name in names})
     words = [__file__, "--serve", "smollm2", "--port", str(port), "--disable-log-requests"]
     process = subprocess.Popen(
         [sys.executable, *words],

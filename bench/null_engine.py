@@ -4,7 +4,8 @@ It is the real octavo.engine.process, endpoint and socket around an engine that 
 Every running sequence gets a token each step, and its first one at once. The tokens are those of a
 text with words, code, emoji and CJK, so that the workers' detokenisation is the real one.
 
-The variable NULL_ENGINE holds, as JSON, "step_s", the seconds of a step, and "burst", its tokens.
+The variable NULL_ENGINE holds, as JSON, "step_s", the seconds of a step, "burst", its tokens, and
+"max_model_len".
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ TEXT = (
     "na\u00efve caf\u00e9s cost \u20ac3.50. \U0001f600 \u6c49\u5b57\u304b\u306a "
 )
 VOCAB_SIZE = 49_152
-MAX_MODEL_LEN = 1 << 20
 LENGTH, ABORT = FINISH_REASONS.index("length"), FINISH_REASONS.index("abort")
 
 
@@ -160,7 +160,7 @@ def build(config: ServeConfig, page: StatusPage) -> Loaded:
     text = ModelFiles(found).tokenizer(config.tokenizer).encode(TEXT)
     engine = NullEngine(list(text), plan["step_s"], plan["burst"])
     engine.start(page)
-    return Loaded(engine, ModelInfo(VOCAB_SIZE, MAX_MODEL_LEN), lambda sampling: sampling)
+    return Loaded(engine, ModelInfo(VOCAB_SIZE, plan["max_model_len"]), lambda sampling: sampling)
 
 
 if __name__ == "__main__":

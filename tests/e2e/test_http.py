@@ -84,6 +84,18 @@ def test_a_body_that_stops_half_way_gets_408(server: Server) -> None:
     assert b"body_too_slow" in received
 
 
+def test_a_body_that_is_too_large_is_not_read(server: Server) -> None:
+    """It is thrown away for as long as it comes at once; then the connection ends."""
+    with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+        connection.sendall(length(10**12) + b" " * (3 << 20))
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 413")
+    assert b"\r\nConnection: close\r\n" in received
+    assert received.count(b"HTTP/1.1") == 1
+
+
 def test_it_still_serves(server: Server) -> None:
     assert server.complete().status == 200
     assert "Traceback" not in server.log()

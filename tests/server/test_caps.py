@@ -260,6 +260,51 @@ def test_a_refusal_is_cheap(server: Server) -> None:
         assert peak < 64 << 20, body.keys()
 
 
+class TestLargeBodies:
+    """Those that are looked at before they are taken apart."""
+
+    def test_what_is_good_passes(self, server: Server) -> None:
+        fill = "y" * (300 << 10)  # an unknown field
+        bodies: list[dict[str, object]] = [
+            {"prompt": "x"},
+            {"prompt": ["x"] * 1024},
+            {"prompt": ['"', "\\", '\\"', "["] * 256},
+            {"prompt": [[1]] * 1024},
+            {"prompt": "x", "stop": ["\U0001f600" * 64] * 16},
+            {"prompt": "x", "bad_words": ["\U0001f600" * 64] * 128},
+        ]
+        for body in bodies:
+            answer = server.complete(**body, max_tokens=1, user=fill)
+            assert answer.status_code == 200, answer.text[:300]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("stop", ["x"] * 100_000),
+            ("stop", "x" * 300_000),
+            ("bad_words", ["word"] * 100_000),
+            ("logit_bias", {str(i): 0 for i in range(100_000)}),
+            ("allowed_token_ids", [5] * 3_000_000),
+            ("stop_token_ids", [5] * 1_000_000),
+            ("model", "x" * 300_000),
+            ("prompt", ["x"] * 100_000),
+            ("prompt", ["\\"] * 100_000),
+            ("prompt", [[1]] * 100_000),
+        ],
+    )
+    def test_what_is_not_is_refused(self, server: Server, field: str, value: object) -> None:
+        error = server.refusal("/v1/completions", {"prompt": "x", field: value})
+        assert error["param"] == field
+        assert not server.engine.submissions
+
+    @pytest.mark.parametrize(
+        "body", [b"{" * 300_000, b'{"a":' + b"[" * 300_000, b'{"prompt":"' * 30_000]
+    )
+    def test_what_is_no_json_is_told_as_always(self, server: Server, body: bytes) -> None:
+        message = server.refusal("/v1/completions", body)["message"]
+        assert "valid JSON" in message or "too deeply" in message
+
+
 def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
     server.engine.fail_at, server.engine.failure = 0, QueueFullError("Too many wait.")
     result = server.complete()

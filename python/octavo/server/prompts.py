@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.server.offload import offload
 from octavo.server.schemas.sampling import check_token_ids
+from octavo.server.schemas.sizes import MAX_PROMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.server.served_model import Tokenizer
-
-MAX_PROMPTS = 1024
 
 # Encoding runs at about a character in 0.5 µs: below this a hand-over costs more than it frees.
 _SHORT_TEXT = 1000
@@ -74,7 +73,7 @@ def split_prompts(prompt: str | Sequence[str | int | list[int]]) -> list[PromptI
         what = "of one kind: strings, token ids, or lists of token ids" if kinds else "not empty"
         raise InvalidRequestError(f"prompt: must be {what}.", param="prompt")
     if kinds == {int}:
-        return [[id_ for id_ in prompt if isinstance(id_, int)]]
+        return [cast("list[int]", prompt)]
     if len(prompt) > MAX_PROMPTS:
         raise InvalidRequestError(
             f"prompt: at most {MAX_PROMPTS} prompts a request, got {len(prompt)}.", param="prompt"

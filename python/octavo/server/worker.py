@@ -49,6 +49,7 @@ _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
 _LINGER_S = 0.2
+_DISCARD_S = 5.0  # for a client that sends a body which nobody wants
 _RESET = struct.pack("ii", 1, 0)
 
 _BAD_HTTP = (
@@ -235,6 +236,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
             client.settimeout(None)  # between requests the keep-alive time-out rules
 
     def _answer(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
+        """A body that is too long is not read: what of it comes is thrown away, for a while."""
+        if _declared_length(req) <= self._shared.config.max_body_bytes:
+            self._answer_at_once(listener_name, req, client, addr)
+            return
+        req.force_close()
+        try:
+            self._answer_at_once(listener_name, req, client, addr)
+        finally:
+            _discard(client)
+
+    def _answer_at_once(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
         """Send the head together with the first bytes of the body, which follow at once."""
         if not isinstance(client, Connection):  # TLS
             super().handle_request(listener_name, req, client, addr)
@@ -288,6 +300,20 @@ def _names_one_host(req: Any) -> bool:
     """As HTTP/1.1 demands; without it proxies and servers can differ about whom they serve."""
     count = sum(name == "HOST" for name, _ in req.headers)
     return bool(count == 1 or (count == 0 and req.version < (1, 1)))
+
+
+def _declared_length(req: Any) -> int:
+    """What gunicorn has found to be a number; 0 where nothing is declared."""
+    return next((int(value) for name, value in req.headers if name == "CONTENT-LENGTH"), 0)
+
+
+def _discard(client: Any) -> None:
+    """Read what is still sent, so that the client gets to the answer before the close."""
+    deadline = time.monotonic() + _DISCARD_S
+    with contextlib.suppress(OSError):
+        client.settimeout(_LINGER_S)
+        while client.recv(_PIECE_BYTES) and time.monotonic() < deadline:
+            pass
 
 
 def _say(client: Any, error: RequestError) -> None:

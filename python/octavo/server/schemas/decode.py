@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from octavo.errors import InvalidRequestError
+from octavo.server.schemas.sizes import LARGE_BODY_BYTES, check_sizes
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes | bytearray | memoryvie
     Raises:
         InvalidRequestError: Not JSON, or not what the schema asks for.
     """
+    if len(body) > LARGE_BODY_BYTES:
+        check_sizes(decoder.type, body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
