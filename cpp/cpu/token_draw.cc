@@ -61,7 +61,9 @@ int32_t draw_from_all(const Row& row, float uniform, TokenDrawScratch& scratch) 
                               find_cumulative(scratch.weights, target - before));
 }
 
-double weigh_candidates(const Row& row, TokenDrawScratch& scratch) {
+// The k most likely tokens in scratch.candidates and scratch.weights; returns their total.
+double take_top(const Row& row, int64_t k, TokenDrawScratch& scratch) {
+  top_logits(row.kernels, row.logits, k, scratch.top, scratch.candidates);
   scratch.weights.clear();
   double total = 0.0;
   for (const Candidate& candidate : scratch.candidates) {
@@ -71,33 +73,16 @@ double weigh_candidates(const Row& row, TokenDrawScratch& scratch) {
   return total;
 }
 
-// How many of the candidates hold `mass`, or nothing if all of them do not.
-int64_t count_reaching(std::span<const float> weights, double mass) {
+// Drops the candidates behind those that hold `mass`. False if all together do not hold it.
+bool cut_at_mass(double mass, TokenDrawScratch& scratch) {
   double sum = 0.0;
-  for (int64_t i = 0; i < std::ssize(weights); ++i) {
-    sum += weights[i];
-    if (sum >= mass) return i + 1;
+  for (size_t i = 0; i < scratch.weights.size(); ++i) {
+    sum += scratch.weights[i];
+    if (sum < mass) continue;
+    scratch.weights.resize(i + 1);
+    return true;
   }
-  return -1;
-}
-
-// Leaves the nucleus in scratch.candidates and scratch.weights. Without top_k the candidates grow
-// until they hold the mass, so a peaked distribution never sorts the vocabulary.
-void select_candidates(const Row& row, const SamplingParams& sampling, TokenDrawScratch& scratch) {
-  constexpr int64_t kFirstGuess = 64, kGrowth = 8;
-  const int64_t size = std::ssize(row.logits);
-  const bool has_top_k = sampling.top_k > 0 && sampling.top_k < size;
-  double mass = has_top_k ? 0.0 : sampling.top_p * sum_weights(row, scratch);
-  int64_t count = -1;
-  for (int64_t k = has_top_k ? sampling.top_k : kFirstGuess; count < 0; k *= kGrowth) {
-    top_logits(row.kernels, row.logits, k, scratch.top, scratch.candidates);
-    const double total = weigh_candidates(row, scratch);
-    if (has_top_k) mass = sampling.top_p * total;
-    count = sampling.top_p < 1.0f ? count_reaching(scratch.weights, mass) : -1;
-    if (count < 0 && (has_top_k || k >= size)) count = std::ssize(scratch.candidates);
-  }
-  scratch.candidates.resize(count);
-  scratch.weights.resize(count);
+  return false;
 }
 
 int32_t draw_from_candidates(const SamplingParams& sampling, float uniform,
@@ -110,6 +95,28 @@ int32_t draw_from_candidates(const SamplingParams& sampling, float uniform,
   }
   scratch.weights.resize(kept);
   return scratch.candidates[find_cumulative(scratch.weights, uniform * total)].id;
+}
+
+int32_t draw_from_top_k(const Row& row, const SamplingParams& sampling, float uniform,
+                        TokenDrawScratch& scratch) {
+  const double total = take_top(row, sampling.top_k, scratch);
+  if (sampling.top_p < 1.0f) cut_at_mass(sampling.top_p * total, scratch);
+  return draw_from_candidates(sampling, uniform, scratch);
+}
+
+// A few candidates hold the mass of a peaked distribution; for others the row is dealt into bins.
+int32_t draw_from_top_p(const Row& row, const SamplingParams& sampling, float uniform,
+                        TokenDrawScratch& scratch) {
+  constexpr int64_t kFewCandidates = 64;
+  const double mass = sampling.top_p * sum_weights(row, scratch);
+  take_top(row, kFewCandidates, scratch);
+  if (cut_at_mass(mass, scratch)) return draw_from_candidates(sampling, uniform, scratch);
+  const int64_t size = std::ssize(row.logits);
+  scratch.weights.resize(size);
+  row.kernels.exp_terms(row.logits.data(), size, row.max, row.scale, scratch.weights.data());
+  scratch.nucleus.deal(row.logits, scratch.weights, row.max, sampling.temperature);
+  const double kept = scratch.nucleus.find({mass, sampling.min_p}).weight;
+  return scratch.nucleus.find({uniform * kept, 0.0f}).last_id;
 }
 
 // min_p alone needs no order: the tokens above one bound, in ascending ids.
@@ -145,10 +152,8 @@ int32_t draw_token(const Kernels& kernels, std::span<const float> logits, float 
                    const SamplingParams& sampling, float uniform, TokenDrawScratch& scratch) {
   const Row row{kernels, logits, max, 1.0f / sampling.temperature};
   const bool has_top_k = sampling.top_k > 0 && sampling.top_k < std::ssize(logits);
-  if (has_top_k || sampling.top_p < 1.0f) {
-    select_candidates(row, sampling, scratch);
-    return draw_from_candidates(sampling, uniform, scratch);
-  }
+  if (has_top_k) return draw_from_top_k(row, sampling, uniform, scratch);
+  if (sampling.top_p < 1.0f) return draw_from_top_p(row, sampling, uniform, scratch);
   if (sampling.min_p > 0.0f) return draw_above_min_p(row, sampling, uniform, scratch);
   return draw_from_all(row, uniform, scratch);
 }

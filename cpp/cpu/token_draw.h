@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/nucleus.h"
 #include "cpu/top_logits.h"
 #include "sched/sampling_params.h"
 
@@ -17,6 +18,7 @@ struct TokenDrawScratch {
   std::vector<Candidate> candidates;
   std::vector<float> weights;
   std::vector<float> chunk_sums;
+  Nucleus nucleus;
 };
 
 // Temperatures below this are greedy: their reciprocal would leave float32's useful range.

@@ -88,6 +88,69 @@ void expect_distribution(const std::map<int32_t, int64_t>& counts, const std::ve
   EXPECT_LE(statistic, freedom + 5 * std::sqrt(2 * freedom) + 1e-9);
 }
 
+// What draw_token() must give, from a row that is sorted whole.
+int32_t draw_sorted(const Kernels& kernels, const std::vector<float>& logits,
+                    const SamplingParams& sampling, float uniform) {
+  std::vector<Candidate> order;
+  for (size_t i = 0; i < logits.size(); ++i) order.push_back({logits[i], static_cast<int32_t>(i)});
+  std::sort(order.begin(), order.end());
+  std::vector<float> weights(logits.size()), chunks((logits.size() + kSumChunk - 1) / kSumChunk);
+  const float max = order[0].logit, scale = 1.0f / sampling.temperature;
+  kernels.exp_terms(logits.data(), std::ssize(logits), max, scale, weights.data());
+  kernels.exp_sums(logits.data(), std::ssize(logits), max, scale, chunks.data());
+  double all = 0, sum = 0, total = 0, cumulative = 0;
+  for (const float chunk : chunks) all += chunk;
+  size_t count = 0;
+  while (count < order.size() && sum < sampling.top_p * all) sum += weights[order[count++].id];
+  for (size_t i = 0; i < count; ++i) {
+    if (weights[order[i].id] < sampling.min_p) {
+      count = i;
+      break;
+    }
+    total += weights[order[i].id];
+  }
+  int32_t last = 0;
+  for (size_t i = 0; i < count && (i == 0 || cumulative < uniform * total); ++i) {
+    if (weights[order[i].id] <= 0) continue;
+    last = order[i].id;
+    cumulative += weights[last];
+  }
+  return last;
+}
+
+std::vector<float> rounded(std::vector<float> x, float step) {
+  for (float& each : x) each = std::round(each / step) * step;
+  return x;
+}
+
+TEST_P(TokenDrawTest, TopPTakesTheTokenThatASortedRowGives) {
+  std::vector<float> banned = random_floats(3000, 5, 0.5f);
+  for (size_t i = 0; i < banned.size(); i += 2) banned[i] = -INFINITY;
+  std::vector<float> two_levels(5000, 0.0f);
+  std::fill_n(two_levels.begin() + 1000, 700, 1e-7f);
+  const std::vector<float> rows[] = {random_floats(50000, 1, 3.0f),
+                                     random_floats(20000, 2, 0.5f),
+                                     random_floats(8000, 3, 1e-4f),
+                                     random_floats(3000, 4, 30.0f),
+                                     rounded(random_floats(9000, 6, 1.0f), 0.25f),
+                                     std::vector<float>(2000, -3.0f),
+                                     banned,
+                                     two_levels};
+  const Kernels& kernels = kernels_for(GetParam());
+  for (const auto& logits : rows) {
+    for (const SamplingParams& sampling :
+         {params(1, 0, 0.9f, 0), params(1, 0, 0.5f, 0), params(0.7f, 0, 0.99999f, 0),
+          params(5, 0, 0.95f, 0), params(1, 0, 0.95f, 0.3f), params(1, 0, 0.9f, 0.9999f)}) {
+      for (int i = 0; i < 12; ++i) {
+        const float uniform = i == 0 ? 1.0f : philox_uniform(9, static_cast<uint64_t>(i), 0);
+        ASSERT_EQ(draw(logits, sampling, uniform), draw_sorted(kernels, logits, sampling, uniform))
+            << logits.size() << " logits from " << logits[0] << ", top_p " << sampling.top_p
+            << ", min_p " << sampling.min_p << ", uniform " << uniform;
+      }
+    }
+  }
+}
+
 TEST_P(TokenDrawTest, FollowsTheDistribution) {
   const auto logits = random_floats(600, 3, 2.0f);
   for (const SamplingParams& sampling :
