@@ -15,10 +15,12 @@ class Connection(gevent_socket):  # type: ignore[misc]
     """A socket that hands data to the kernel first and waits only for what was not taken.
 
     gevent's sendall() asks for the buffer's size before each write, which doubles the system calls
-    of a stream of events.
+    of a stream of events; and a response's head and its first bytes would be sent one by one.
     """
 
     _unread = b""
+    _is_holding = False
+    _held = b""
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """What was put back, then what comes."""
@@ -32,8 +34,23 @@ class Connection(gevent_socket):  # type: ignore[misc]
         """Put back what was received last."""
         self._unread = data + self._unread
 
+    def hold(self) -> None:
+        """Keep what is sent next, a response's head, until more is sent or flush() is called."""
+        self._is_holding = True
+
+    def flush(self) -> None:
+        """Send what is held."""
+        self._is_holding = False
+        if self._held and not self.closed:
+            self.sendall(b"")
+
     def sendall(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send everything, waiting while the peer does not read."""
+        if self._is_holding:
+            self._is_holding, self._held = False, bytes(data)
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
         view = memoryview(data)
         try:
             sent = self._sock.send(view, flags)
