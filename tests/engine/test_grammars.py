@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EOS = 256
 VOCAB_SIZE = 259  # no multiple of 32
+MAX_NUM_SEQS = 32
 
 
 class ByteVocabulary:
@@ -56,7 +57,10 @@ class Desk:
 
     def __init__(self) -> None:
         config = engine_config(
-            max_num_seqs=32, max_num_batched_tokens=512, num_blocks=1024, eos_token_ids=[EOS]
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=512,
+            num_blocks=1024,
+            eos_token_ids=[EOS],
         )
         model = model_config(vocab_size=VOCAB_SIZE, max_position_embeddings=2048)
         self.engine = _core.Engine(config, model)
@@ -236,6 +240,13 @@ def test_what_is_kept_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
     for i in range(10):
         desk.compiler.compile(grammar.choice([str(i)]))
     assert len(desk.compiler._kept) == 3
+    monkeypatch.setattr("octavo.engine.grammars._MAX_COMPILED_TEXT_BYTES", 10_000)
+    for i in range(10):
+        desk.compiler.compile(grammar.choice([f"{i}" * 2000, f"x{i}" * 1000]))
+        assert desk.compiler._kept_bytes == sum(map(len, desk.compiler._kept)) < 10_000
+    desk.compiler.compile(grammar.choice(["y" * 9_000, "z" * 9_000]))
+    assert len(desk.compiler._kept) == 1, "a large one is kept by itself"
+    desk.compiler.compile(grammar.choice(["9"]))
     first = desk.compiler.compile(grammar.choice(["9"]))
     assert desk.compiler.compile(grammar.choice(["9"])) is first
 
@@ -246,6 +257,34 @@ def test_the_queue_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
         desk.submit(1, grammar.choice(["x"]))
 
 
+def test_aborted_ones_count_until_their_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or clients that come and go would fill the memory while one grammar is compiled."""
+    monkeypatch.setattr("octavo.engine.grammars._MAX_QUEUED", 2)
+    began, go = threading.Event(), threading.Event()
+    compile_ = desk.compiler.compile
+
+    def slow(text: str) -> Any:
+        began.set()
+        go.wait(10)
+        return compile_(text)
+
+    desk.compiler.compile = slow  # type: ignore[method-assign]
+    desk.submit(1, grammar.choice(["x"]))
+    assert began.wait(10)
+    assert desk.queue.abort(1)
+    for id_ in (2, 3):
+        desk.submit(id_, grammar.choice(["y"]))
+        assert desk.queue.abort(id_)
+    with pytest.raises(QueueFullError):
+        desk.submit(4, grammar.choice(["z"]))
+    go.set()
+    deadline = time.monotonic() + 10
+    while desk.queue._queue.qsize() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    desk.submit(4, grammar.choice(["z"]))
+    desk.wait(4)
+
+
 def test_matchers_are_forgotten(desk: Desk) -> None:
     for id_ in range(1, 20):
         desk.submit(id_, grammar.choice(["abc"]), n=2)
@@ -253,9 +292,24 @@ def test_matchers_are_forgotten(desk: Desk) -> None:
         desk.engine.abort(id_)
     desk.wait(*range(1, 20))
     deadline = time.monotonic() + 10
-    while desk.masks._matchers and time.monotonic() < deadline:
+    while desk.masks._requests and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not desk.masks._matchers
+    assert not desk.masks._requests
+
+
+def test_sequences_that_wait_have_no_matcher(desk: Desk) -> None:
+    """One takes up to 100 KB, and thousands may wait."""
+    ids = range(1, 61)
+    for id_ in ids:
+        desk.submit(id_, grammar.regex("[a-z]{60}"), n=8)
+    most = 0
+    deadline = time.monotonic() + 60
+    while len(desk.outputs.reasons) < len(ids):
+        assert time.monotonic() < deadline
+        for batch in desk.engine.take_outputs(0.1) or []:
+            desk.outputs.take(batch)
+        most = max(most, sum(len(f._matchers) for f in list(desk.masks._requests.values())))
+    assert 0 < most <= 2 * MAX_NUM_SEQS  # those that have just ended are forgotten a moment later
 
 
 @pytest.mark.parametrize("vocab_size", [200, 258, 512, 1025])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,10 +21,20 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent))
     with atheris.instrument_imports(include=["octavo"]):
         targets = importlib.import_module("fuzz.targets")
+    from fuzz.mutate import mutate_json  # noqa: PLC0415 - its folder has just been added
+
     found = ROOT / "build" / "fuzz-found" / name
     found.mkdir(parents=True, exist_ok=True)
     arguments = [sys.argv[0], *flags, f"-artifact_prefix={found}-", str(found)]
-    atheris.Setup([*arguments, str(HERE / "corpus" / name)], targets.TARGETS[name])
+    options = {}
+    if name in targets.TAKES_JSON:
+
+        def mutate_bytes(data: bytes, size: int) -> bytes:
+            # Looked up when it is called: Fuzz() puts another one there.
+            return bytes(atheris.Mutate(data, size))
+
+        options["custom_mutator"] = partial(mutate_json, otherwise=mutate_bytes)
+    atheris.Setup([*arguments, str(HERE / "corpus" / name)], targets.TARGETS[name], **options)
     atheris.Fuzz()
 
 

@@ -23,13 +23,16 @@ from octavo.server.message_input import chat_request as from_message
 from octavo.server.parsers.answer import AnswerParser, Parts
 from octavo.server.parsers.reasoning import ReasoningParser
 from octavo.server.parsers.registry import TOOL_PARSERS
+from octavo.server.response_input import chat_request as from_response
 from octavo.server.schemas.chat import ChatRequest
 from octavo.server.schemas.completions import CompletionRequest
 from octavo.server.schemas.decode import decode as decode_body
+from octavo.server.schemas.embeddings import EmbeddingRequest
 from octavo.server.schemas.messages import MessagesRequest
 from octavo.server.schemas.responses import ResponseRequest
 from octavo.server.schemas.sampling import OutputLimits, to_sampling_params
 from octavo.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from octavo.server.structured import answer_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +43,7 @@ _BODIES = [
     msgspec.json.Decoder(kind)
     for kind in (
         CompletionRequest, ChatRequest, ResponseRequest, MessagesRequest, TokenizeRequest,
-        DetokenizeRequest,
+        DetokenizeRequest, EmbeddingRequest,
     )
 ]  # fmt: skip
 _SCHEMAS = {
@@ -91,6 +94,8 @@ def requests(data: bytes) -> None:
         request = decode_body(decoder, data[1:])
         if isinstance(request, MessagesRequest):
             request = from_message(request)
+        if isinstance(request, ResponseRequest):
+            request = from_response(request, ())
         if isinstance(request, ChatRequest | TokenizeRequest):
             conversation_of(request)
         if isinstance(request, ChatRequest):
@@ -98,6 +103,7 @@ def requests(data: bytes) -> None:
         if isinstance(request, ChatRequest | CompletionRequest):
             request.check()
             request.check_token_ids(512)
+            answer_grammar(request)
             to_sampling_params(request, _NoDefaults(), OutputLimits(max_tokens=16))
 
 
@@ -132,6 +138,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "parsers": parsers,
     "templates": templates,
 }
+TAKES_JSON = frozenset({"requests"})  # behind a first byte
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz.targets import TARGETS
+from fuzz.mutate import mutate_json
+from fuzz.targets import TAKES_JSON, TARGETS
 
 CORPUS = Path(__file__).with_name("corpus")
 
@@ -35,3 +38,18 @@ def test_changed_inputs(name: str) -> None:
         TARGETS[name](data[:place] + new + data[place + len(new) :])
 
     change()
+
+
+@pytest.mark.parametrize("name", sorted(TAKES_JSON))
+def test_changed_json(name: str) -> None:
+    kept = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
+    num_json = 0
+    for seed in range(400):
+        data = kept[seed % len(kept)]
+        for step in range(5):
+            data = mutate_json(data, 4096, 10 * seed + step, lambda data, _: data)
+            TARGETS[name](data)
+        with contextlib.suppress(ValueError):
+            json.loads(data[1:])
+            num_json += 1
+    assert num_json > 300

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from octavo.model.files import ModelFiles
     from octavo.model.tokenizer import Tokenizer
 
-_MAX_COMPILED = 128  # grammars that are kept, a few 100 KB each
+_MAX_COMPILED = 128  # grammars that are kept
+_MAX_COMPILED_TEXT_BYTES = 512 << 10  # of them; compiled they take up to a hundred times as much
 _MAX_QUEUED = 1024
 _POLL_S = 0.5
 
@@ -110,6 +111,7 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._mask_bytes = mask_bytes(vocab_size)
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
+        self._kept_bytes = 0  # of the texts
 
     def compile(self, text: str) -> Compiled:
         """The compiled grammar.
@@ -122,8 +124,12 @@ class GrammarCompiler:
             return self._kept[text]
         compiled = self._compile(text)
         self._kept[text] = compiled
-        if len(self._kept) > _MAX_COMPILED:
-            self._kept.popitem(last=False)
+        self._kept_bytes += len(text)
+        while len(self._kept) > 1 and (
+            len(self._kept) > _MAX_COMPILED or self._kept_bytes > _MAX_COMPILED_TEXT_BYTES
+        ):
+            oldest, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= len(oldest)
         return compiled
 
     def _compile(self, text: str) -> Compiled:
@@ -163,6 +169,29 @@ def fill_mask(matcher: LLMatcher, masks: bytearray, begin: int, size: int) -> No
     matcher.unsafe_compute_mask_ptr(ctypes.addressof(place), size)
 
 
+class _Followed:
+    """A request with a grammar. A sequence gets its matcher with its first token.
+
+    A matcher can take 100 KB: those that wait in the engine must not have one.
+    """
+
+    def __init__(self, start: LLMatcher, n: int) -> None:
+        self._start = start
+        self._matchers: dict[int, LLMatcher] = {}
+        self.num_left = n
+
+    def matcher(self, index: int) -> LLMatcher:
+        """Of a sequence, where its output is now."""
+        if index not in self._matchers:
+            self._matchers[index] = self._start.deep_copy()
+        return self._matchers[index]
+
+    def end(self, index: int) -> None:
+        """Forget a sequence that has ended."""
+        self._matchers.pop(index, None)
+        self.num_left -= 1
+
+
 class MaskMaker:
     """Follows the sequences that have a grammar and makes their masks, on a thread of its own.
 
@@ -178,7 +207,7 @@ class MaskMaker:
         self._engine = engine
         self._mask_bytes = mask_bytes(vocab_size)
         self._refuse = refuse
-        self._matchers: dict[SequenceKey, LLMatcher] = {}  # dict operations are atomic
+        self._requests: dict[int, _Followed] = {}  # dict operations are atomic
         self._thread = threading.Thread(target=self._run, name="grammar-masks", daemon=True)
 
     def start(self) -> None:
@@ -187,25 +216,28 @@ class MaskMaker:
 
     def add(self, request_id: int, n: int, compiled: Compiled) -> None:
         """Follow a request that is about to enter the engine."""
-        for index in range(n):
-            self._matchers[request_id, index] = compiled.matcher.deep_copy()
+        self._requests[request_id] = _Followed(compiled.matcher, n)
 
-    def remove(self, request_id: int, n: int) -> None:
+    def remove(self, request_id: int) -> None:
         """Forget a request that the engine has not taken."""
-        for index in range(n):
-            self._matchers.pop((request_id, index), None)
+        self._requests.pop(request_id, None)
 
     def _run(self) -> None:
         while (work := self._engine.take_mask_work(_POLL_S)) is not None:
             advanced: dict[SequenceKey, LLMatcher] = {}
             for request_id, index, token_id in work:
-                key = (request_id, index)
-                if token_id < 0:
-                    self._matchers.pop(key, None)
-                    advanced.pop(key, None)
-                elif matcher := self._matchers.get(key):
+                followed = self._requests.get(request_id)
+                if followed is None:
+                    continue
+                if token_id >= 0:
+                    matcher = followed.matcher(index)
                     matcher.consume_token(token_id)  # a failure shows in the mask
-                    advanced[key] = matcher
+                    advanced[request_id, index] = matcher
+                    continue
+                advanced.pop((request_id, index), None)
+                followed.end(index)
+                if followed.num_left == 0:
+                    self.remove(request_id)
             if advanced:
                 self._make(advanced)
 
@@ -262,7 +294,8 @@ class GrammarQueue:
             QueueFullError: Too many wait.
         """
         with self._lock:
-            if len(self._ids) >= _MAX_QUEUED:
+            # Those that were aborted while they waited leave the queue when it is their turn.
+            if max(len(self._ids), self._queue.qsize()) >= _MAX_QUEUED:
                 raise QueueFullError("Too many requests are waiting. Try again later.")
             self._ids.add(request_id)
         self._queue.put(_Waiting(request_id, n, text, enter))
@@ -297,7 +330,7 @@ class GrammarQueue:
             try:
                 waiting.enter(compiled.mask)
             except BaseException:
-                self._masks.remove(waiting.request_id, waiting.n)
+                self._masks.remove(waiting.request_id)
                 raise
             self._ids.remove(waiting.request_id)
 
