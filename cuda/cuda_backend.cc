@@ -18,6 +18,7 @@
 #include "cuda/gather_rows.h"
 #include "cuda/gelu_tanh_mul.h"
 #include "cuda/kv_cache.h"
+#include "cuda/lora.h"
 #include "cuda/qk_norm.h"
 #include "cuda/quantize.h"
 #include "cuda/rms_norm.h"
@@ -165,6 +166,21 @@ class CudaBackend : public Backend {
   void load_vector(float* out, const WeightView& view) override {
     uploader_.upload(out, DType::kFloat32, view);
   }
+  std::unique_ptr<LoraBank> create_lora_bank(int64_t in_features, std::span<const LoraPart> parts,
+                                             const LoraLimits& limits) override {
+    check_cuda(cudaSetDevice(device_));
+    return std::make_unique<CudaLoraBank>(activation_dtype_, in_features, parts, limits);
+  }
+  int64_t lora_bank_bytes(int64_t in_features, std::span<const LoraPart> parts,
+                          const LoraLimits& limits) const override {
+    return CudaLoraBank::planned_bytes(activation_dtype_, in_features, parts, limits);
+  }
+  void load_lora(LoraBank& bank, int32_t slot, int64_t part, const LoraView& view) override {
+    static_cast<CudaLoraBank&>(bank).load(uploader_, slot, part, view);
+  }
+  void clear_lora(LoraBank& bank, int32_t slot) override {
+    static_cast<CudaLoraBank&>(bank).clear(uploader_, slot);
+  }
   std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) override {
     check_cuda(cudaSetDevice(device_));
     return std::make_unique<CudaKVCache>(context_, spec);
@@ -219,6 +235,20 @@ class CudaBackend : public Backend {
     }
     layer_tail_.run(context_, call);
     return true;
+  }
+  void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override {
+    LoraLinear::plan(context_, slots, rows, plan);
+  }
+  void add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x, TensorView out) override {
+    lora_linear_.shrink(context_, as_cuda(bank), plan, x);
+    lora_linear_.expand(context_, as_cuda(bank), plan, out);
+  }
+  // The weights of the linear layer are fetched while the first product is computed.
+  void lora_linear(const LinearWeight& weight, const LoraBank& bank, const LoraPlan& plan,
+                   TensorView x, TensorView out) override {
+    lora_linear_.shrink(context_, as_cuda(bank), plan, x);
+    linear(weight, x, out);
+    lora_linear_.expand(context_, as_cuda(bank), plan, out);
   }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
@@ -341,6 +371,9 @@ class CudaBackend : public Backend {
   static const CudaLinearWeight& as_cuda(const LinearWeight& weight) {
     return static_cast<const CudaLinearWeight&>(weight);
   }
+  static const LoraOperand& as_cuda(const LoraBank& bank) {
+    return static_cast<const CudaLoraBank&>(bank).operand();
+  }
   static const CudaKVCache& as_cuda(const KVCache& cache) {
     return static_cast<const CudaKVCache&>(cache);
   }
@@ -357,6 +390,7 @@ class CudaBackend : public Backend {
   Gemm gemm_;
   StreamLinear stream_linear_;
   FusedLayerTail layer_tail_;
+  LoraLinear lora_linear_;
   std::vector<DeviceMemory> quantized_;
   Attention attention_;
   Sampler sampler_;

@@ -18,13 +18,15 @@ struct UnpackArgs {
   const int32_t* drawn_ids;
 };
 
-__device__ void add_padding(const ForwardArrays& arrays, int seq) {
+__device__ void add_padding(const UnpackArgs& args, int seq) {
+  const ForwardArrays& arrays = args.arrays;
   arrays.token_ids[seq] = 0;
   arrays.positions[seq] = 0;
   arrays.slot_mapping[seq] = -1;
   arrays.query_start_loc[seq + 1] = seq + 1;
   arrays.seq_lens[seq] = 0;
   arrays.logits_indices[seq] = seq;
+  if (args.packed.lora_slots != nullptr) arrays.lora_slots[seq] = -1;
 }
 
 __device__ void unpack_tokens(const UnpackArgs& args, int seq, int first, int step) {
@@ -42,6 +44,7 @@ __device__ void unpack_tokens(const UnpackArgs& args, int seq, int first, int st
     arrays.token_ids[t] = id >= 0 ? id : args.drawn_ids[-1 - id];
     arrays.positions[t] = position;
     arrays.slot_mapping[t] = table[block] * arrays.block_size + offset;
+    if (packed.lora_slots != nullptr) arrays.lora_slots[t] = packed.lora_slots[seq];
   }
   if (first == 0) {
     arrays.query_start_loc[seq + 1] = end;
@@ -56,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(UnpackArgs args) {
   const int first = blockIdx.y * kThreads + threadIdx.x;
   const int step = gridDim.y * kThreads;
   if (seq >= packed.num_seqs) {
-    if (first == 0) add_padding(arrays, seq);
+    if (first == 0) add_padding(args, seq);
     return;
   }
   unpack_tokens(args, seq, first, step);

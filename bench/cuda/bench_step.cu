@@ -1,5 +1,8 @@
 // Time of whole steps of a Llama geometry on random weights: decode as one graph, prefill eagerly.
-//   bench_step [8b | 8b-fp8 | 1b [batch ...]]      with batches given: only their decode steps
+//   bench_step [8b | 8b-lora | 8b-fp8 | 1b [batch ...]]   with batches given: only their decode
+//   steps
+// 8b-lora: each row has one of eight adapters of rank 16 on every projection.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -16,7 +19,8 @@ namespace {
 struct Geometry {
   const char* name;
   int64_t hidden, intermediate, layers, q_heads, kv_heads, dim, vocab;
-  bool is_fp8;  // the projections
+  bool is_fp8;            // the projections
+  int32_t num_loras = 0;  // adapters that the rows have in turns
 
   int64_t q_width() const { return q_heads * dim; }
   int64_t qkv_width() const { return (q_heads + 2 * kv_heads) * dim; }
@@ -31,10 +35,12 @@ struct Geometry {
   }
 };
 constexpr Geometry kGeometries[] = {{"8b", 4096, 14336, 32, 32, 8, 128, 128256, false},
+                                    {"8b-lora", 4096, 14336, 32, 32, 8, 128, 128256, false, 8},
                                     {"8b-fp8", 4096, 14336, 32, 32, 8, 128, 128256, true},
                                     {"1b", 2048, 8192, 16, 32, 8, 64, 128256, false}};
 
 constexpr int64_t kBlock = 16, kMaxTokens = 8192, kMaxSeqs = 256, kMaxLength = 8192 + kBlock;
+constexpr int64_t kLoraRank = 16;
 constexpr int64_t kCacheTokens = int64_t{256} * 1024;
 
 double now_us() {
@@ -68,6 +74,7 @@ class Step {
     gated_ = random_halves(kMaxTokens * g_.intermediate);
     logits_ = DeviceMemory(kMaxSeqs * g_.vocab * 4);
     metadata_ = DeviceMemory(int64_t{4} << 20);
+    if (g_.num_loras > 0) load_loras();
   }
 
   // `seqs` sequences of `length` tokens whose last `queries` are computed. Returns the bytes
@@ -75,7 +82,7 @@ class Step {
   int64_t prepare(int64_t seqs, int64_t queries, int64_t length) {
     const int64_t tokens = seqs * queries, stride = (length + kBlock - 1) / kBlock;
     std::vector<int64_t> slots;
-    std::vector<int32_t> ids(tokens, 5), positions, table(seqs * stride), last;
+    std::vector<int32_t> ids(tokens, 5), positions, table(seqs * stride), last, lora_slots;
     starts_.assign(1, 0);
     lengths_.assign(seqs, static_cast<int32_t>(length));
     const int64_t blocks = kCacheTokens / kBlock;
@@ -84,6 +91,7 @@ class Step {
       for (int64_t p = length - queries; p < length; ++p) {
         positions.push_back(static_cast<int32_t>(p));
         slots.push_back(table[s * stride + p / kBlock] * kBlock + p % kBlock);
+        lora_slots.push_back(static_cast<int32_t>(s % std::max(1, g_.num_loras)));
       }
       starts_.push_back(static_cast<int32_t>((s + 1) * queries));
       last.push_back(starts_.back() - 1);
@@ -108,6 +116,7 @@ class Step {
     inputs_.seq_lens = put(lengths_);
     inputs_.block_tables = put(table);
     inputs_.logits_indices = put(last);
+    inputs_.lora_slots = put(lora_slots);
     inputs_.host_query_start_loc = starts_;
     inputs_.host_seq_lens = lengths_;
     backend_.copy_to_device(metadata_.data(), image.data(), std::ssize(image));
@@ -134,8 +143,15 @@ class Step {
     params.scale = 0.1f;
     backend_.embed(*head_, inputs_.token_ids, residual);
     backend_.rms_norm(residual, norm, 1e-5f, normed);
-    const auto linear = [&](const LinearWeight& weight, TensorView x, TensorView out) {
-      if (without != kLinears) backend_.linear(weight, x, out);
+    const LoraPlan plan{lora_plan_.as<int32_t>(), t, g_.num_loras};
+    if (g_.num_loras > 0) backend_.plan_lora(inputs_.lora_slots, nullptr, plan);
+    const auto linear = [&](const Projection& projection, TensorView x, TensorView out) {
+      if (without == kLinears) return;
+      if (projection.bank != nullptr) {
+        backend_.lora_linear(*projection.weight, *projection.bank, plan, x, out);
+      } else {
+        backend_.linear(*projection.weight, x, out);
+      }
     };
     const auto add_norm = [&] {
       if (without != kNorms) backend_.add_rms_norm(residual, delta, norm, 1e-5f, normed);
@@ -143,27 +159,28 @@ class Step {
     bool has_qkv = false;
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
-      if (!has_qkv) linear(*layer.qkv, normed, qkv);
+      if (!has_qkv) linear(layer.qkv, normed, qkv);
       if (without != kRope) backend_.rope_and_cache(qkv, rope, inputs_, params, *cache_);
       if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
       ++params.layer;
-      if (without == kNone) {
-        const LinearWeight* next = i + 1 < layers_.size() ? layers_[i + 1].qkv.get() : nullptr;
-        has_qkv = backend_.finish_layer(
-            {*layer.output, norm, *layer.gate_up, *layer.down, norm, next, 1e-5f},
-            {attended, residual, normed, gated, qkv});
+      if (without == kNone && layer.qkv.bank == nullptr) {
+        const LinearWeight* next = i + 1 < layers_.size() ? layers_[i + 1].qkv.weight.get() : nullptr;
+        has_qkv = backend_.finish_layer({*layer.output.weight, norm, *layer.gate_up.weight,
+                                         *layer.down.weight, norm, next, 1e-5f},
+                                        {attended, residual, normed, gated, qkv});
         if (has_qkv) continue;
       }
-      linear(*layer.output, attended, delta);
+      linear(layer.output, attended, delta);
       add_norm();
       if (without == kSilu) {
-        linear(*layer.gate_up, normed, gate_up);
-      } else if (without == kLinears) {
+        linear(layer.gate_up, normed, gate_up);
+      } else if (without == kLinears || layer.gate_up.bank != nullptr) {
+        linear(layer.gate_up, normed, gate_up);
         backend_.silu_mul(gate_up, gated);
       } else {
-        backend_.gated_linear(*layer.gate_up, normed, gate_up, gated);
+        backend_.gated_linear(*layer.gate_up.weight, normed, gate_up, gated);
       }
-      linear(*layer.down, gated, delta);
+      linear(layer.down, gated, delta);
       add_norm();
     }
     const int64_t n = inputs_.num_logits;
@@ -180,15 +197,43 @@ class Step {
   }
 
  private:
+  struct Projection {
+    std::unique_ptr<LinearWeight> weight;
+    std::unique_ptr<LoraBank> bank;
+  };
   struct Layer {
-    std::unique_ptr<LinearWeight> qkv, output, gate_up, down;
+    Projection qkv, output, gate_up, down;
   };
 
   static TensorView view(const DeviceMemory& memory, int64_t rows, int64_t cols) {
     return TensorView::matrix(memory.data(), DType::kBFloat16, rows, cols);
   }
-  std::unique_ptr<LinearWeight> random_projection(int64_t rows, int64_t cols) {
-    return filled(backend_.create_projection(rows, cols, false));
+  Projection random_projection(int64_t rows, int64_t cols) {
+    return {filled(backend_.create_projection(rows, cols, false)), nullptr};
+  }
+  void load_loras() {
+    lora_plan_ = DeviceMemory(lora_plan_size(kMaxTokens, g_.num_loras) * 4);
+    const int64_t q = g_.q_width(), kv = g_.kv_heads * g_.dim, inner = g_.intermediate;
+    for (Layer& layer : layers_) {
+      layer.qkv.bank = random_bank(g_.hidden, {{0, q}, {q, kv}, {q + kv, kv}});
+      layer.output.bank = random_bank(q, {{0, g_.hidden}});
+      layer.gate_up.bank = random_bank(g_.hidden, {{0, inner}, {inner, inner}});
+      layer.down.bank = random_bank(inner, {{0, g_.hidden}});
+    }
+  }
+  std::unique_ptr<LoraBank> random_bank(int64_t in, const std::vector<LoraPart>& parts) {
+    auto bank = backend_.create_lora_bank(in, parts, {g_.num_loras, kLoraRank});
+    for (int32_t slot = 0; slot < g_.num_loras; ++slot) {
+      for (int64_t part = 0; part < std::ssize(parts); ++part) {
+        const std::vector<float> a(kLoraRank * in, 0.01f);
+        const std::vector<float> b(parts[part].num_rows * kLoraRank, 0.01f);
+        backend_.load_lora(*bank, slot, part,
+                           {1.0f,
+                            {a.data(), DType::kFloat32, kLoraRank, in},
+                            {b.data(), DType::kFloat32, parts[part].num_rows, kLoraRank}});
+      }
+    }
+    return bank;
   }
   static std::unique_ptr<LinearWeight> filled(std::unique_ptr<LinearWeight> weight) {
     const auto& target = static_cast<const CudaLinearWeight&>(*weight);
@@ -211,7 +256,7 @@ class Step {
   std::unique_ptr<LinearWeight> head_;
   std::unique_ptr<KVCache> cache_;
   DeviceMemory norm_, rope_, residual_, normed_, delta_, qkv_, attended_, gate_up_, gated_;
-  DeviceMemory logits_, metadata_;
+  DeviceMemory logits_, metadata_, lora_plan_;
   ForwardInputs inputs_;
   std::vector<int32_t> starts_, lengths_;
 };

@@ -11,7 +11,7 @@ constexpr int64_t kBlock = 16, kStride = 64, kMaxTokens = 4096, kMaxSeqs = 64;
 
 // The arrays of a step as one run of words, for host and device alike.
 struct Unpacked {
-  static constexpr int64_t kWords = 5 * kMaxTokens + 2 * (kMaxSeqs + 1) + kMaxSeqs * kStride;
+  static constexpr int64_t kWords = 6 * kMaxTokens + 2 * (kMaxSeqs + 1) + kMaxSeqs * kStride;
 
   static ForwardArrays at(void* data) {
     ForwardArrays a;
@@ -23,13 +23,14 @@ struct Unpacked {
     a.logits_indices = a.positions + kMaxTokens;
     a.query_start_loc = a.logits_indices + kMaxTokens;
     a.seq_lens = a.query_start_loc + kMaxSeqs + 1;
-    a.block_tables = a.seq_lens + kMaxSeqs + 1;
+    a.lora_slots = a.seq_lens + kMaxSeqs + 1;
+    a.block_tables = a.lora_slots + kMaxTokens;
     return a;
   }
 };
 
 struct Packed {
-  std::vector<int32_t> ids, starts{0}, lengths, table_loc{0}, tables, rows;
+  std::vector<int32_t> ids, starts{0}, lengths, table_loc{0}, tables, rows, lora_slots;
 
   void add(int32_t queries, int32_t length, bool is_pending) {
     for (int32_t i = 0; i < queries; ++i) ids.push_back(static_cast<int32_t>(random_int(0, 999)));
@@ -41,10 +42,12 @@ struct Packed {
       tables.push_back(static_cast<int32_t>(random_int(0, 1 << 20)));
     }
     table_loc.push_back(static_cast<int32_t>(tables.size()));
+    lora_slots.push_back(static_cast<int32_t>(random_int(-1, 7)));
   }
 };
 
-void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::string& name) {
+void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::string& name,
+                  bool has_loras = false) {
   BackendOptions options;
   options.device = "cuda:0";
   const auto backend = create_cuda_backend(options);
@@ -57,7 +60,8 @@ void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::
   packed.num_logits = std::ssize(step.rows);
   const auto ids = upload(step.ids), starts = upload(step.starts), lengths = upload(step.lengths),
              table_loc = upload(step.table_loc), tables = upload(step.tables),
-             rows = upload(step.rows), drawn_ids = upload(drawn);
+             rows = upload(step.rows), drawn_ids = upload(drawn),
+             lora_slots = upload(step.lora_slots);
   PackedInputs on_device = packed;
   on_device.token_ids = ids.as<int32_t>();
   on_device.query_start_loc = starts.as<int32_t>();
@@ -65,6 +69,7 @@ void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::
   on_device.block_table_loc = table_loc.as<int32_t>();
   on_device.packed_tables = tables.as<int32_t>();
   on_device.logits_indices = rows.as<int32_t>();
+  if (has_loras) on_device.lora_slots = lora_slots.as<int32_t>();
   const auto made = upload(std::vector<int32_t>(Unpacked::kWords, 77));
   unpack_inputs(context(), on_device, drawn_ids.as<int32_t>(), Unpacked::at(made.data()));
   synchronize();
@@ -78,6 +83,7 @@ void check_unpack(Packed step, int64_t padding, int32_t max_queries, const std::
   packed.block_table_loc = step.table_loc.data();
   packed.packed_tables = step.tables.data();
   packed.logits_indices = step.rows.data();
+  if (has_loras) packed.lora_slots = step.lora_slots.data();
   std::vector<int32_t> expected(Unpacked::kWords, 77);
   backend->Backend::unpack_inputs(packed, Unpacked::at(expected.data()));
   expect(result == expected, name);
@@ -89,7 +95,9 @@ CUDA_TEST(unpacked_inputs_are_those_of_the_twin) {
     for (int64_t i = 0; i < seqs; ++i) {
       decode.add(1, static_cast<int32_t>(random_int(1, kStride * kBlock)), i % 3 != 0);
     }
-    check_unpack(decode, (64 - seqs) / 2, 1, "decode of " + std::to_string(seqs));
+    for (const bool has_loras : {false, true}) {
+      check_unpack(decode, (64 - seqs) / 2, 1, "decode of " + std::to_string(seqs), has_loras);
+    }
   }
   Packed mixed;
   mixed.add(1, 500, true);
@@ -98,6 +106,7 @@ CUDA_TEST(unpacked_inputs_are_those_of_the_twin) {
   mixed.add(1, 1, false);
   mixed.add(1, 16, true);
   check_unpack(mixed, 0, 1000, "mixed");
+  check_unpack(mixed, 0, 1000, "mixed with adapters", true);
   Packed chunk;
   chunk.add(1024, 1024, false);
   chunk.rows.clear();

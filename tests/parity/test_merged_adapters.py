@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-import torch
 
 from model.adapter_files import random_adapter, write_adapter
 from octavo import LLM, SamplingParams, _core
@@ -15,6 +13,7 @@ from octavo.errors import ConfigError, InvalidRequestError, UnknownModelError
 from octavo.model.config import to_core
 from octavo.model.hf_config import hf_model_info
 from parity.gguf_checkpoint import write_gguf
+from parity.merge import merged
 from parity.reference import Comparison
 from parity.tiny_families import FAMILIES
 from parity.tiny_llama import SIZES, make, random_prompts, save
@@ -85,20 +84,6 @@ def load(path: Path, modules: tuple[str, ...], **options: Any) -> LLM:
     return LLM(str(path), **{**settings, **options})
 
 
-def merged(model: transformers.PreTrainedModel, tensors: Tensors) -> transformers.PreTrainedModel:
-    """The model with W + scale * B A in place of W."""
-    result = copy.deepcopy(model)
-    weights = dict(result.named_parameters())
-    with torch.no_grad():
-        for name, a in tensors.items():
-            if ".lora_A." not in name:
-                continue
-            b = torch.from_numpy(tensors[name.replace("lora_A", "lora_B")])
-            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weights[f"{module}.weight"] += SCALE / len(a) * (b @ torch.from_numpy(a))
-    return result
-
-
 def assert_equal(outputs: list[RequestOutput], model: transformers.PreTrainedModel) -> None:
     comparisons = [Comparison(output, model) for output in outputs]
     assert max(each.max_delta for each in comparisons) <= 1e-4
@@ -125,7 +110,7 @@ def test_each_equals_its_merged_model_in_a_mixed_batch(
         alone = {name: llm.generate(prompts[1], GREEDY, adapter=name) for name in names}
     for i, name in enumerate(names):
         part = outputs[i * len(prompts) : (i + 1) * len(prompts)]
-        assert_equal(part, merged(model, adapters[name]) if name else model)
+        assert_equal(part, merged(model, adapters[name], SCALE) if name else model)
         assert decoded(part[1:2]) == decoded(alone[name])  # to the last bit
         assert not name or Comparison(part[-1], model).max_delta > 0.05
 
@@ -163,7 +148,7 @@ def test_gguf_of_the_same_weights(
     prompts = random_prompts(family.lengths, SIZES["vocab_size"])
     name, tensors = next(iter(adapters.items()))
     with load(path, modules) as llm:
-        assert_equal(llm.generate(prompts, GREEDY, adapter=name), merged(model, tensors))
+        assert_equal(llm.generate(prompts, GREEDY, adapter=name), merged(model, tensors, SCALE))
 
 
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
