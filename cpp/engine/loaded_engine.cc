@@ -29,11 +29,12 @@ const EngineConfig& validated(const EngineConfig& config) {
 
 }  // namespace
 
-LoadedEngine::LoadedEngine(const EngineConfig& config, const ModelConfig& model_config)
+LoadedEngine::LoadedEngine(const EngineConfig& config, const ModelConfig& model_config,
+                           const Weights::TypeOf& dtype_of)
     : config_(validated(config)),
       backend_(create_backend(config.backend)),
       model_(create_model(model_config, *backend_)) {
-  model_->weights().allocate();
+  model_->weights().allocate(dtype_of);
 }
 
 LoadedEngine::~LoadedEngine() { shutdown(); }
@@ -128,11 +129,16 @@ void LoadedEngine::shutdown() {
 }
 
 MemoryPlan plan_memory(const EngineConfig& config, const ModelConfig& model_config,
-                       const std::function<DType(const WeightSpec&)>& dtype_of) {
+                       const Weights::TypeOf& dtype_of) {
   const std::unique_ptr<Backend> backend = create_backend(validated(config).backend);
   const std::unique_ptr<Model> model = create_model(model_config, *backend);
   return plan_memory(runner_config(config), *model, *backend,
                      model->weights().planned_bytes(dtype_of));
+}
+
+std::vector<WeightSpec> weight_specs(const EngineConfig& config, const ModelConfig& model_config) {
+  const std::unique_ptr<Backend> backend = create_backend(validated(config).backend);
+  return create_model(model_config, *backend)->weights().specs();
 }
 
 }  // namespace octavo
