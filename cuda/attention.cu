@@ -50,8 +50,8 @@ void Attention::start_step(const DeviceContext& context, const ForwardInputs& in
   const int group = static_cast<int>(params.num_q_heads / params.num_kv_heads);
   step_ = Step{};
   step_.num_decodes = num_decodes(inputs);
-  step_.on_sm90 =
-      cache.tensor_map() != nullptr && (params.head_dim == 64 || params.head_dim == 128);
+  step_.on_sm90 = context.is_hopper && cache.tensor_map() != nullptr &&
+                  (params.head_dim == 64 || params.head_dim == 128);
   step_.tile_rows = step_.on_sm90 ? kPrefillRowsSm90 : kPrefillRows;
   step_.num_tiles = num_tiles(inputs, group, step_.tile_rows);
   step_.num_splits = prefill_splits(context, inputs, int64_t{step_.num_tiles} * kv_heads,
@@ -103,11 +103,13 @@ void Attention::run_typed(const DeviceContext& context, TensorView qkv, const Fo
   args.window = static_cast<int>(params.sliding_window);
   args.scale = cap > 0.0f ? params.scale / cap : params.scale * kLog2E;
   args.soft_cap = cap * kLog2E;
+  args.sinks = params.sinks;
 
   const int units = plan_.max_units(context, static_cast<int>(inputs.num_seqs), args.num_kv_heads);
   const int items =
       step_.num_decodes == 0 ? 0 : units * args.num_kv_heads * decode_head_tiles(args.group);
-  decode_attention(args, {items, context.num_sms, params.layer != 0, context.stream});
+  decode_attention(args, {items, context.num_sms, context.shared_bytes_per_sm, params.layer != 0,
+                          context.stream});
   const SplitTiles splits{step_.num_tiles, step_.tile_rows, step_.num_splits};
   check(splits.num_rows(args.num_kv_heads) <= partial_rows_, "attention: splits");
   if constexpr (std::is_same_v<T, KV>) {

@@ -300,6 +300,7 @@ template <typename V>
 __global__ void __launch_bounds__(kThreads, 1)
     coded_stream_kernel(const CodedArgs<typename V::T> args,
                         const __grid_constant__ CUtensorMap x) {
+#ifdef OCTAVO_SM90A
   extern __shared__ char unaligned[];
   const uint32_t offset = shared_address(unaligned) % kAtomBytes;
   char* aligned = unaligned + (offset == 0 ? 0 : kAtomBytes - offset);
@@ -318,6 +319,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                          .thread = static_cast<int>(threadIdx.x)};
     consumer.run();
   }
+#endif
 }
 
 template <typename V>

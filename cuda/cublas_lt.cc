@@ -1,8 +1,12 @@
 #include "cuda/cublas_lt.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <sstream>
 
 #include "base/errors.h"
+#include "cuda/common/stream.h"
 #include "cuda/cublas_lt_library.h"
 
 namespace octavo::cuda {
@@ -10,6 +14,7 @@ namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA advises for Hopper
 constexpr int64_t kInvariantRows = 512;
+constexpr int kMeasuredCandidates = 12;
 constexpr int64_t kPieceRows = 4096;  // of a long x: it stays in the L2 cache
 
 cudaDataType cuda_type(DType dtype) {
@@ -29,13 +34,20 @@ cudaDataType cuda_type(DType dtype) {
   return CUDA_R_32F;
 }
 
-// The rows that the algorithm is chosen for: exact where decode steps lie, coarser above, and one
-// choice for all when a row's result must not depend on the others.
+// Sizes that algorithms are chosen for, ascending: so few that all can be prepared, and the sizes
+// of decode steps among them. Smaller ones than kFirstPlanned are for the streaming kernel; where
+// it cannot take them they are planned as they come.
+constexpr int64_t kFirstPlanned = 96;
+
+int64_t plan_step(int64_t rows) { return rows < 256 ? 32 : rows < 512 ? 64 : 256; }
+
+// The size that the algorithm for so many rows is chosen for: one for all when a row's result must
+// not depend on the others.
 int64_t planned_rows(const DeviceContext& context, int64_t rows) {
-  constexpr int64_t kExactRows = 512;
-  constexpr int64_t kStep = 256;
   if (context.batch_invariant) return kInvariantRows;
-  return rows <= kExactRows ? rows : (rows + kStep - 1) / kStep * kStep;
+  if (rows <= kFirstPlanned - 32) return rows;
+  const int64_t step = plan_step(rows - 1);
+  return (rows + step - 1) / step * step;
 }
 
 TensorView rows_of(TensorView view, int64_t begin, int64_t count) {
@@ -73,10 +85,24 @@ struct Gemm::Product {
   LtAlgorithm algorithm{};
 };
 
+struct Gemm::Call {
+  const LinearOperand& weight;
+  TensorView x;
+  TensorView out;
+  const float* x_scales;
+
+  Call rows(int64_t begin, int64_t count) const {
+    return {weight, rows_of(x, begin, count), rows_of(out, begin, count),
+            x_scales == nullptr ? nullptr : x_scales + begin};
+  }
+};
+
 namespace {
 
-LtAlgorithm choose_algorithm(const DeviceContext& context, const CublasLtLibrary& lt,
-                             LtMatmulDesc desc, LtLayout weight, LtLayout x, LtLayout out) {
+// The first `wanted` algorithms that the library thinks fit, the best first.
+std::vector<LtAlgorithm> find_candidates(const DeviceContext& context, const CublasLtLibrary& lt,
+                                         LtMatmulDesc desc, std::array<LtLayout, 3> layouts,
+                                         int wanted) {
   LtPreference preference = nullptr;
   check_lt(lt.create_preference(&preference), "cublasLt preference");
   const size_t bytes = kWorkspaceBytes;
@@ -85,78 +111,180 @@ LtAlgorithm choose_algorithm(const DeviceContext& context, const CublasLtLibrary
     const uint32_t no_split = 0;
     lt.set_preference(preference, kLtReductionSchemeMask, &no_split, sizeof(no_split));
   }
-  LtHeuristicResult result{};
+  std::vector<LtHeuristicResult> results(wanted);
   int found = 0;
-  const int status =
-      lt.find_algorithms(lt.handle(), desc, weight, x, out, out, preference, 1, &result, &found);
+  const auto [weight, x, out] = layouts;
+  const int status = lt.find_algorithms(lt.handle(), desc, weight, x, out, out, preference, wanted,
+                                        results.data(), &found);
   lt.destroy_preference(preference);
   check_lt(status, "cublasLtMatmulAlgoGetHeuristic");
-  if (found == 0) throw DeviceError("cuBLASLt has no algorithm for a matrix product", false);
-  return result.algorithm;
+  std::vector<LtAlgorithm> candidates;
+  for (int i = 0; i < found; ++i) {
+    if (results[i].status == 0) candidates.push_back(results[i].algorithm);
+  }
+  if (candidates.empty()) {
+    throw DeviceError("cuBLASLt has no algorithm for a matrix product", false);
+  }
+  return candidates;
 }
 
 }  // namespace
 
-Gemm::Gemm(const DeviceContext&)
-    : library_(std::make_unique<CublasLtLibrary>()), workspace_(kWorkspaceBytes) {}
+Gemm::Gemm(const DeviceContext& context, const GemmOptions& options)
+    : library_(std::make_unique<CublasLtLibrary>()),
+      workspace_(kWorkspaceBytes),
+      tuning_(options.tuning_path),
+      measures_(options.measures && !context.batch_invariant) {
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, context.device));
+  key_prefix_ = std::string(properties.name) + "; cuBLASLt " + std::to_string(library_->version());
+  if (measures_) flush_ = DeviceMemory(2 * int64_t{properties.l2CacheSize});
+}
 
 Gemm::~Gemm() = default;
 
-Gemm::Product& Gemm::find_product(const DeviceContext& context, const LinearOperand& operand,
-                                  TensorView x, TensorView out) {
-  const TensorView& weight = operand.matrix;
-  const void* bias = operand.bias;
-  const int64_t rows = planned_rows(context, x.rows());
-  const Key key{rows,           weight.rows(), weight.cols(), x.row_stride,
-                out.row_stride, x.dtype,       out.dtype,     bias != nullptr};
-  std::unique_ptr<Product>& slot = products_[key];
-  if (slot != nullptr) return *slot;
+Gemm::Shape& Gemm::find_shape(const Call& call) {
+  const TensorView& weight = call.weight.matrix;
+  return shapes_[{weight.rows(), weight.cols(), call.x.row_stride, call.out.row_stride,
+                  call.x.dtype, call.out.dtype, call.weight.bias != nullptr}];
+}
 
+Gemm::Product& Gemm::find_product(const DeviceContext& context, const Call& call) {
+  const int64_t rows = planned_rows(context, call.x.rows());
+  std::unique_ptr<Product>& slot = find_shape(call).products[rows];
+  if (slot == nullptr) {
+    slot = make_product(call, rows);
+    choose_algorithm(context, call, *slot, rows);
+  }
+  return *slot;
+}
+
+std::unique_ptr<Gemm::Product> Gemm::make_product(const Call& call, int64_t rows) const {
+  const TensorView& weight = call.weight.matrix;
   const CublasLtLibrary& lt = *library_;
   auto product = std::make_unique<Product>(lt);
   check_lt(lt.create_desc(&product->desc, kLtCompute32F, CUDA_R_32F), "cublasLt descriptor");
   lt.set_desc(product->desc, kLtTransA, &kLtTranspose, sizeof(kLtTranspose));
-  if (bias != nullptr) {
+  if (call.weight.bias != nullptr) {
     lt.set_desc(product->desc, kLtEpilogue, &kLtEpilogueBias, sizeof(kLtEpilogueBias));
-    lt.set_desc(product->desc, kLtBiasPointer, &bias, sizeof(bias));
   }
-  if (operand.scales != nullptr) {
+  if (call.weight.scales != nullptr) {
     lt.set_desc(product->desc, kLtScaleModeA, &kLtScalePerRow, sizeof(kLtScalePerRow));
     lt.set_desc(product->desc, kLtScaleModeB, &kLtScalePerRow, sizeof(kLtScalePerRow));
-    lt.set_desc(product->desc, kLtScaleA, &operand.scales, sizeof(operand.scales));
-    lt.set_desc(product->desc, kLtScaleB, &operand.scales, sizeof(operand.scales));
   }
-  const cudaDataType type = cuda_type(x.dtype);
+  set_pointers(call, *product);
+  const cudaDataType type = cuda_type(call.x.dtype);
   check_lt(
       lt.create_layout(&product->weight, type, weight.cols(), weight.rows(), weight.row_stride),
       "cublasLt layout");
-  check_lt(lt.create_layout(&product->x, type, x.cols(), rows, x.row_stride), "cublasLt layout");
-  check_lt(lt.create_layout(&product->out, cuda_type(out.dtype), out.cols(), rows, out.row_stride),
+  check_lt(lt.create_layout(&product->x, type, call.x.cols(), rows, call.x.row_stride),
+           "cublasLt layout");
+  check_lt(lt.create_layout(&product->out, cuda_type(call.out.dtype), call.out.cols(), rows,
+                            call.out.row_stride),
            "cublasLt layout");
   product->current_rows = rows;
-  product->algorithm =
-      choose_algorithm(context, lt, product->desc, product->weight, product->x, product->out);
-  slot = std::move(product);
-  return *slot;
+  return product;
 }
 
-void Gemm::run_piece(const DeviceContext& context, const LinearOperand& weight, TensorView x,
-                     TensorView out, const float* x_scales) {
-  Product& product = find_product(context, weight, x, out);
-  product.set_rows(x.rows());
+// What a measured choice holds for.
+std::string Gemm::tuning_key(const Call& call, int64_t rows) const {
+  std::ostringstream key;
+  key << key_prefix_ << "; " << dtype_info(call.x.dtype).name << ' '
+      << dtype_info(call.out.dtype).name << (call.weight.bias == nullptr ? "" : " bias") << "; "
+      << rows << " x " << call.x.cols() << " (" << call.x.row_stride << ") -> " << call.out.cols()
+      << " (" << call.out.row_stride << ')';
+  return key.str();
+}
+
+void Gemm::choose_algorithm(const DeviceContext& context, const Call& call, Product& product,
+                            int64_t rows) {
   const CublasLtLibrary& lt = *library_;
-  const void* bias = weight.bias;
-  if (bias != nullptr) lt.set_desc(product.desc, kLtBiasPointer, &bias, sizeof(bias));
-  if (weight.scales != nullptr) {
-    lt.set_desc(product.desc, kLtScaleA, &weight.scales, sizeof(weight.scales));
-    lt.set_desc(product.desc, kLtScaleB, &x_scales, sizeof(x_scales));
+  const std::string key = context.batch_invariant ? std::string() : tuning_key(call, rows);
+  if (const auto known = tuning_.find(key); known.has_value() && !measures_) {
+    LtHeuristicResult result{};
+    product.algorithm = std::bit_cast<LtAlgorithm>(*known);
+    const int status = lt.check_algorithm(lt.handle(), product.desc, product.weight, product.x,
+                                          product.out, product.out, &product.algorithm, &result);
+    if (status == 0 && result.workspace_bytes <= kWorkspaceBytes) return;
   }
+  const auto candidates =
+      find_candidates(context, lt, product.desc, {product.weight, product.x, product.out},
+                      measures_ ? kMeasuredCandidates : 1);
+  product.algorithm = candidates.front();
+  if (!measures_) return;
+  measure(context, call, product, candidates);
+  tuning_.put(key, std::bit_cast<GemmTuning::Algorithm>(product.algorithm));
+}
+
+// Takes the candidate with the least median time, each run behind a write that drives the operands
+// from the L2 cache: a layer's weights come from memory.
+void Gemm::measure(const DeviceContext& context, const Call& call, Product& product,
+                   const std::vector<LtAlgorithm>& candidates) {
+  constexpr int kRuns = 5;
+  Event begin(cudaEventDefault);
+  Event end(cudaEventDefault);
+  product.set_rows(call.x.rows());
+  LtAlgorithm best = candidates.front();
+  float best_ms = 0.0f;
+  for (const LtAlgorithm& candidate : candidates) {
+    product.algorithm = candidate;
+    std::array<float, kRuns> times{};
+    for (float& ms : times) {
+      check_cuda(cudaMemsetAsync(flush_.data(), 0, flush_.size_bytes(), context.stream));
+      begin.record(context.stream);
+      launch(context, call, product);
+      end.record(context.stream);
+      end.synchronize();
+      check_cuda(cudaEventElapsedTime(&ms, begin.get(), end.get()));
+    }
+    std::ranges::sort(times);
+    if (best_ms == 0.0f || times[kRuns / 2] < best_ms) {
+      best_ms = times[kRuns / 2];
+      best = candidate;
+    }
+  }
+  product.algorithm = best;
+}
+
+void Gemm::set_pointers(const Call& call, Product& product) const {
+  const auto set = [&](int attribute, const auto& pointer) {
+    if (pointer != nullptr) library_->set_desc(product.desc, attribute, &pointer, sizeof(pointer));
+  };
+  set(kLtBiasPointer, call.weight.bias);
+  set(kLtScaleA, call.weight.scales);
+  set(kLtScaleB, call.x_scales);
+}
+
+void Gemm::launch(const DeviceContext& context, const Call& call, const Product& product) {
+  const CublasLtLibrary& lt = *library_;
   const float one = 1.0f;
   const float zero = 0.0f;
-  check_lt(lt.matmul(lt.handle(), product.desc, &one, weight.matrix.data, product.weight, x.data,
-                     product.x, &zero, out.data, product.out, out.data, product.out,
-                     &product.algorithm, workspace_.data(), kWorkspaceBytes, context.stream),
+  check_lt(lt.matmul(lt.handle(), product.desc, &one, call.weight.matrix.data, product.weight,
+                     call.x.data, product.x, &zero, call.out.data, product.out, call.out.data,
+                     product.out, &product.algorithm, workspace_.data(), kWorkspaceBytes,
+                     context.stream),
            "cublasLtMatmul");
+}
+
+void Gemm::prepare(const DeviceContext& context, const Call& call) {
+  if (context.batch_invariant) return;
+  int64_t& prepared = find_shape(call).prepared_rows;
+  const int64_t most = std::min(kPieceRows, call.x.rows());
+  if (most <= prepared) return;
+  for (int64_t rows = kFirstPlanned; rows <= most; rows += plan_step(rows)) {
+    if (rows > prepared) run_piece(context, call.rows(0, rows));
+  }
+  prepared = most;
+  if (measures_ && !tuning_.path().empty() && !tuning_.save()) {
+    throw ConfigError("the tuning cache cannot be written: " + tuning_.path());
+  }
+}
+
+void Gemm::run_piece(const DeviceContext& context, const Call& call) {
+  Product& product = find_product(context, call);
+  product.set_rows(call.x.rows());
+  set_pointers(call, product);
+  launch(context, call, product);
 }
 
 void Gemm::run(const DeviceContext& context, const LinearOperand& weight, TensorView x,
@@ -165,10 +293,10 @@ void Gemm::run(const DeviceContext& context, const LinearOperand& weight, Tensor
             weight.matrix.rows() == out.cols() && x.rows() == out.rows() &&
             (weight.scales != nullptr) == (x_scales != nullptr),
         "gemm: shape");
+  const Call call{weight, x, out, x_scales};
+  prepare(context, call);
   for (int64_t begin = 0; begin < x.rows(); begin += kPieceRows) {
-    const int64_t rows = std::min(kPieceRows, x.rows() - begin);
-    run_piece(context, weight, rows_of(x, begin, rows), rows_of(out, begin, rows),
-              x_scales == nullptr ? nullptr : x_scales + begin);
+    run_piece(context, call.rows(begin, std::min(kPieceRows, x.rows() - begin)));
   }
 }
 

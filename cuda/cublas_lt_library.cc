@@ -82,6 +82,8 @@ void CublasLtLibrary::resolve_functions() {
   resolve(destroy_preference, "cublasLtMatmulPreferenceDestroy");
   resolve(set_preference, "cublasLtMatmulPreferenceSetAttribute");
   resolve(find_algorithms, "cublasLtMatmulAlgoGetHeuristic");
+  resolve(check_algorithm, "cublasLtMatmulAlgoCheck");
+  resolve(version, "cublasLtGetVersion");
   resolve(matmul, "cublasLtMatmul");
 }
 

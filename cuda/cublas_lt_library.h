@@ -67,6 +67,10 @@ class CublasLtLibrary {
   int (*set_preference)(LtPreference, int attribute, const void*, size_t) = nullptr;
   int (*find_algorithms)(LtHandle, LtMatmulDesc, LtLayout a, LtLayout b, LtLayout c, LtLayout d,
                          LtPreference, int wanted, LtHeuristicResult*, int* found) = nullptr;
+  // Whether the problem can be run with the algorithm; what it needs.
+  int (*check_algorithm)(LtHandle, LtMatmulDesc, LtLayout a, LtLayout b, LtLayout c, LtLayout d,
+                         const LtAlgorithm*, LtHeuristicResult*) = nullptr;
+  size_t (*version)() = nullptr;
   int (*matmul)(LtHandle, LtMatmulDesc, const void* alpha, const void* a, LtLayout, const void* b,
                 LtLayout, const void* beta, const void* c, LtLayout, void* d, LtLayout,
                 const LtAlgorithm*, void* workspace, size_t workspace_bytes,

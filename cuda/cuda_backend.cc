@@ -19,6 +19,7 @@
 #include "cuda/embedding.h"
 #include "cuda/experts.h"
 #include "cuda/float8_rows.h"
+#include "cuda/fused_layer_tail.h"
 #include "cuda/gather_rows.h"
 #include "cuda/gelu_tanh_mul.h"
 #include "cuda/grouped_stream.h"
@@ -61,13 +62,18 @@ int select_device(std::string_view name) {
   return index;
 }
 
-DeviceContext make_context(int device, const Stream& stream, bool batch_invariant) {
-  int num_sms = 0;
-  int major = 0;
-  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  if (major != 9) throw ConfigError("this build's CUDA kernels are for Hopper (sm_90a)");
-  return {device, num_sms, stream.get(), batch_invariant};
+DeviceContext make_context(int device, const Stream& stream, const BackendOptions& options) {
+  DeviceContext context = describe_device(device);
+  if (!context.is_supported()) {
+    throw ConfigError("this build has no CUDA kernels for this GPU (OCTAVO_CUDA_ARCHITECTURES)");
+  }
+  context.stream = stream.get();
+  context.batch_invariant = options.batch_invariant;
+  context.is_hopper = context.is_hopper && !options.portable_kernels;
+  if (options.quantization == "fp8" && !context.is_hopper) {
+    throw ConfigError("fp8 weights need a Hopper GPU");
+  }
+  return context;
 }
 
 class CudaDeviceBuffer : public DeviceBuffer {
@@ -90,12 +96,13 @@ class CudaBackend : public Backend {
         keeps_codes_(options.keep_quantized),
         enforce_eager_(options.enforce_eager),
         device_(select_device(options.device)),
-        context_(make_context(device_, stream_, options.batch_invariant)),
+        context_(make_context(device_, stream_, options)),
         uploader_(device_),
-        gemm_(context_),
+        gemm_(context_, {options.gemm_tuning_cache, options.tune_gemm}),
         stream_linear_(context_),
         coded_stream_(context_),
         grouped_stream_(context_),
+        layer_tail_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
       throw ConfigError("the CUDA backend computes in bfloat16 or float16");
@@ -205,7 +212,7 @@ class CudaBackend : public Backend {
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const LinearOperand w = as_cuda(weight).operand();
     if (has_units(w.matrix.dtype)) return linear_of_codes(w, x, out);
-    if (streams(x) && out.cols() % 2 == 0) {
+    if (streams(w, x) && out.cols() % 2 == 0) {
       stream_linear_.run(context_, w, x, out);
     } else if (w.scales != nullptr) {
       const QuantizedRows rows = quantize(x);
@@ -223,8 +230,31 @@ class CudaBackend : public Backend {
       }
       return coded_stream_.run_gated(context_, w, x, out);
     }
-    if (!streams(x) || out.cols() % 8 != 0) return Backend::gated_linear(weight, x, gate_up, out);
+    if (!streams(w, x) || out.cols() % 8 != 0) {
+      return Backend::gated_linear(weight, x, gate_up, out);
+    }
     stream_linear_.run_gated(context_, w, x, out);
+  }
+  bool finish_layer(const LayerTail& tail, const LayerTailViews& x) override {
+    LayerTailCall call{.output = as_cuda(tail.output).operand(),
+                       .gate_up = as_cuda(tail.gate_up).operand(),
+                       .down = as_cuda(tail.down).operand(),
+                       .next = {},
+                       .mlp_norm = tail.mlp_norm,
+                       .next_norm = tail.next_norm,
+                       .eps = tail.eps,
+                       .attended = x.attended,
+                       .residual = x.residual,
+                       .normed = x.normed,
+                       .gated = x.gated,
+                       .next_out = x.next_out};
+    if (tail.next != nullptr) call.next = as_cuda(*tail.next).operand();
+    if (!context_.is_hopper || context_.batch_invariant || has_units(call.output.matrix.dtype) ||
+        !FusedLayerTail::accepts(call)) {
+      return false;
+    }
+    layer_tail_.run(context_, call);
+    return true;
   }
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) override {
@@ -299,17 +329,20 @@ class CudaBackend : public Backend {
     return static_cast<int32_t>(graphs_.size()) - 1;
   }
   void launch_graph(int32_t id) override { graphs_.at(id).launch(context_.stream); }
+  void clear_graphs() override { graphs_.clear(); }
 
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
 
-  bool streams(TensorView x) const { return !context_.batch_invariant && StreamLinear::accepts(x); }
+  bool streams(const LinearOperand& weight, TensorView x) const {
+    return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(weight, x);
+  }
 
   // Of coded weights there is no other way.
   bool streams_experts(const ExpertPlan& plan, TensorView weight, TensorView x,
                        int64_t out_features) const {
     if (has_units(weight.dtype)) return true;
-    return !context_.batch_invariant &&
+    return context_.is_hopper && !context_.batch_invariant &&
            plan.num_pairs <= GroupedStream::kMaxRows * plan.num_experts &&
            GroupedStream::accepts(plan, weight, x, out_features);
   }
@@ -321,7 +354,7 @@ class CudaBackend : public Backend {
   // What a projection's weights are kept in.
   DType coding_for(int64_t out_features, int64_t in_features, DType source) const {
     const bool fits = in_features % 16 == 0 && out_features % 16 == 0;
-    if (fits && keeps_codes_ && is_coded(source)) return source;
+    if (fits && keeps_codes_ && context_.is_hopper && is_coded(source)) return source;
     return fits && has_fp8_ ? DType::kFloat8Rows : activation_dtype_;
   }
 
@@ -329,7 +362,8 @@ class CudaBackend : public Backend {
   // multiples, so that both keep codes or neither. They depend on the batch.
   DType experts_coding(int64_t tensor_rows, int64_t in_features, DType source) const {
     const bool fits = tensor_rows % kUnitDepth == 0 && in_features % kUnitDepth == 0;
-    if (!fits || !keeps_codes_ || context_.batch_invariant || !is_coded(source)) {
+    if (!fits || !keeps_codes_ || !context_.is_hopper || context_.batch_invariant ||
+        !is_coded(source)) {
       return activation_dtype_;
     }
     return source == DType::kFloat8Rows ? DType::kFloat8Blocks : source;
@@ -432,6 +466,7 @@ class CudaBackend : public Backend {
   StreamLinear stream_linear_;
   CodedStream coded_stream_;
   GroupedStream grouped_stream_;
+  FusedLayerTail layer_tail_;
   std::vector<DeviceMemory> quantized_;
   Attention attention_;
   Sampler sampler_;

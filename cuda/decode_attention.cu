@@ -31,6 +31,7 @@ struct Warp {
   int slot = 0;
   Item item;
   uint32_t q[kSteps][2];
+  uint32_t next_q[kSteps][2];
   float o[kSteps][4];
   float m[2];
   float l[2];
@@ -42,17 +43,18 @@ struct Warp {
     return i * 16 + half * 8 + lane % 4 * 2;
   }
 
-  __device__ void load_queries() {
+  // Asks for the queries of the item after this one, so that they are there when it begins.
+  __device__ void load_queries(const Item& next) {
     const int head = lane / 4;
     const T* source =
-        args.qkv + item.unit.row * args.qkv_stride + (item.first_head + head) * args.head_dim;
+        args.qkv + next.unit.row * args.qkv_stride + (next.first_head + head) * args.head_dim;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int d = dimension(i, half);
-        const bool valid = head < item.num_heads && d < args.head_dim;
-        q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
+        const bool valid = head < next.num_heads && d < args.head_dim;
+        next_q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
       }
     }
   }
@@ -157,24 +159,33 @@ struct Warp {
     return i * 16 + lane / 4 + half * 8;
   }
 
+  // Takes up the item whose queries were asked for last.
+  __device__ void begin(const Item& next) {
+    item = next;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      q[i][0] = next_q[i][0];
+      q[i][1] = next_q[i][1];
+    }
+  }
+
   // Works through the item's tiles; the loader runs on ahead.
   template <typename LoaderT>
   __device__ void run(LoaderT& loader) {
-    load_queries();
     m[0] = m[1] = kMaskedScore;
     l[0] = l[1] = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
     const int tiles = item.num_tiles(warp);
     for (int tile = 0; tile < tiles; ++tile) {
-      copy_async_wait<kStages - 2>();
+      copy_async_wait<kStages - 1>();
       __syncwarp();
-      loader.issue();
       float s[4];
       scores(item.first_key(tile, warp), s);
       softmax_step(s);
       accumulate(s);
       __syncwarp();
+      loader.issue();
       slot = slot + 1 == kStages ? 0 : slot + 1;
     }
 #pragma unroll
@@ -229,7 +240,7 @@ template <typename Args>
 __device__ void write_out(const Args& args, const Item& item, int head, int d,
                           const Merged& merged) {
   using T = std::remove_cvref_t<decltype(*args.out)>;
-  const float norm = __fdividef(1.0f, merged.stats.y);
+  const float norm = row_norm(args, item.first_head + head, merged.stats);
   const int64_t row = item.unit.row;
   T* out = args.out + (row * args.num_q_heads + item.first_head + head) * args.head_dim + d;
   *reinterpret_cast<uint2*>(out) =
@@ -315,7 +326,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   loader.start();
   bool has_waited = false;
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
+  for (int i = 0; i < kStages; ++i) {
     if (!has_waited && !loader.is_next_old()) {
       wait_for_previous_kernel();
       has_waited = true;
@@ -327,10 +338,15 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   auto* rows = reinterpret_cast<float*>(shared + L::kRowsAt);
   auto* stats = reinterpret_cast<float2*>(shared + L::kStatsAt);
   Warp<T, KV, kDim> state{.args = args, .shared = mine, .lane = lane, .warp = warp};
-  DecodeUnit unit = items.unit(blockIdx.x);
+  Item next = items.make(blockIdx.x, items.unit(blockIdx.x));
+  DecodeUnit unit = items.unit(blockIdx.x + gridDim.x);
+  if (blockIdx.x < items.count) state.load_queries(next);
   for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
-    state.item = items.make(index, unit);
-    unit = items.unit(index + gridDim.x);
+    const int following = index + static_cast<int>(gridDim.x);
+    state.begin(next);
+    next = items.make(following, unit);
+    unit = items.unit(following + gridDim.x);
+    if (following < items.count) state.load_queries(next);
     state.run(loader);
     state.publish(rows, stats);
     __syncthreads();
@@ -342,9 +358,9 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
 template <typename T, typename KV, int kDim>
 void launch_decode(const PagedAttentionArgs<T, KV>& args, const DecodeGrid& grid) {
   using L = Layout<T, KV, kDim>;
-  constexpr int kSharedPerSm = 228 << 10;
   constexpr int kReservedPerBlock = 1024;
-  const int blocks_per_sm = std::min(8, kSharedPerSm / (L::kSharedBytes + kReservedPerBlock));
+  const int blocks_per_sm =
+      std::min(8, grid.shared_bytes_per_sm / (L::kSharedBytes + kReservedPerBlock));
   const int blocks = std::min(grid.max_items, grid.num_sms * blocks_per_sm);
   launch(decode_kernel<T, KV, kDim>,
          {.grid = dim3(blocks),

@@ -8,6 +8,7 @@ namespace octavo::cuda {
 struct DecodeGrid {
   int max_items = 0;  // upper bound of units times head tiles
   int num_sms = 0;
+  int shared_bytes_per_sm = 0;
   bool overlap = true;  // with the kernel before; not directly behind the one that makes the plan
   cudaStream_t stream = nullptr;
 };

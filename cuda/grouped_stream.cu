@@ -335,6 +335,7 @@ template <typename V>
 __global__ void __launch_bounds__(kThreads, 1)
     grouped_stream_kernel(const GroupedArgs<typename V::T> args,
                           const __grid_constant__ CUtensorMap map) {
+#ifdef OCTAVO_SM90A
   extern __shared__ char unaligned[];
   const uint32_t offset = shared_address(unaligned) % kAtomBytes;
   char* aligned = unaligned + (offset == 0 ? 0 : kAtomBytes - offset);
@@ -365,6 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                          .thread = thread};
     consumer.run(shape);
   }
+#endif
 }
 
 template <typename V>

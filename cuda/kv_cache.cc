@@ -15,12 +15,16 @@ int64_t layer_half_bytes(const KVCacheSpec& spec) {
          dtype_bytes(spec.dtype, spec.num_kv_heads * spec.block_size * spec.head_dim);
 }
 
-void validate(const KVCacheSpec& spec) {
+void validate(const DeviceContext& context, const KVCacheSpec& spec) {
   if (spec.block_size <= 0 || spec.block_size % 16 != 0) {
     throw ConfigError("the CUDA backend needs a block size that is a multiple of 16");
   }
   if (spec.head_dim % 16 != 0 || spec.head_dim > 256) {
     throw ConfigError("the CUDA backend needs a head size that is a multiple of 16, up to 256");
+  }
+  if (spec.head_dim > 128 && !context.is_hopper) {
+    throw ConfigError(
+        "heads of more than 128 need a Hopper GPU: their tiles fit no other's memory");
   }
   if (spec.dtype != DType::kBFloat16 && spec.dtype != DType::kFloat16 &&
       spec.dtype != DType::kFloat8E4M3) {
@@ -31,11 +35,11 @@ void validate(const KVCacheSpec& spec) {
 }  // namespace
 
 CudaKVCache::CudaKVCache(const DeviceContext& context, const KVCacheSpec& spec) : spec_(spec) {
-  validate(spec);
+  validate(context, spec);
   const int64_t size_bytes = 2 * spec.num_layers * layer_half_bytes(spec);
   memory_ = DeviceMemory(size_bytes);
   check_cuda(cudaMemsetAsync(memory_.data(), 0, size_bytes, context.stream));
-  encode_tensor_map();
+  if (context.is_hopper) encode_tensor_map();
 }
 
 KVLayer CudaKVCache::layer(int64_t index) const {

@@ -32,8 +32,9 @@ struct PagedAttentionArgs {
   int head_dim;
   int block_size;
   int window;
-  float scale;     // of scores, log2(e) included; with a cap: scale / cap
-  float soft_cap;  // cap * log2(e), 0 for none
+  float scale;         // of scores, log2(e) included; with a cap: scale / cap
+  float soft_cap;      // cap * log2(e), 0 for none
+  const float* sinks;  // [num_q_heads], see AttentionParams; may be null
 };
 
 inline constexpr float kMaskedScore = -INFINITY;
@@ -42,6 +43,17 @@ template <typename Args>
 __device__ inline float transform_score(const Args& args, float dot) {
   const float s = dot * args.scale;
   return args.soft_cap > 0.0f ? args.soft_cap * tanh_fast(s) : s;
+}
+
+// What a row's sum of weighted values is multiplied with, by its (maximum, sum of weights).
+template <typename Args>
+__device__ inline float row_norm(const Args& args, int head, float2 stats) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  if (args.sinks == nullptr) return __fdividef(1.0f, stats.y);
+  const float sink = args.sinks[head] * kLog2E;
+  const float maximum = fmaxf(stats.x, sink);
+  const float weight = exp2_fast(stats.x - maximum);
+  return __fdividef(weight, weight * stats.y + exp2_fast(sink - maximum));
 }
 
 // The maximum to subtract: a row that has seen only masked keys must not subtract infinity.

@@ -284,7 +284,8 @@ struct Block {
     for (int half = 0; half < 2; ++half) {
       const int row = packed_row(half);
       if (!is_valid(row)) continue;
-      const float norm = __fdividef(1.0f, l[half]);
+      const int head = blockIdx.x * args.group + row % args.group;
+      const float norm = row_norm(args, head, make_float2(m[half], l[half]));
       T* out = args.out + offset(row, static_cast<int64_t>(args.num_q_heads) * args.head_dim);
 #pragma unroll
       for (int n = 0; n < kOuts; ++n) {

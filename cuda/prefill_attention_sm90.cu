@@ -231,8 +231,9 @@ struct Consumer {
   __device__ void write_out() const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float norm = __fdividef(1.0f, row_sum(half));
       const int row = tile.row_begin + tile_row(half);
+      const int head = blockIdx.x * args.group + row % args.group;
+      const float norm = row_norm(args, head, make_float2(m[half] * score_scale, row_sum(half)));
       if (row / args.group >= tile.num_queries) continue;
       T* out = args.out + offset(row, static_cast<int64_t>(args.num_q_heads) * kDim);
 #pragma unroll
@@ -264,6 +265,7 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_kernel(const PagedAttentionArgs<T, T> args, const __grid_constant__ CUtensorMap map,
                    int rows_per_half, int layer, int num_splits) {
+#ifdef OCTAVO_SM90A
   using L = Layout<kDim>;
   extern __shared__ char raw[];
   const uint32_t shared = (shared_address(raw) + kAtomBytes - 1) / kAtomBytes * kAtomBytes;
@@ -306,6 +308,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       consumer.write_partial((index * num_splits + blockIdx.z) * kPrefillRowsSm90);
     }
   }
+#endif
 }
 
 template <typename T, int kDim>

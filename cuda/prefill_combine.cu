@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
       sum.x += weight * v.x;
       sum.y += weight * v.y;
     }
-    const float norm = __fdividef(1.0f, weight_sum);
+    const float norm = row_norm(args, head, make_float2(maximum, weight_sum));
     T* out = args.out +
              (static_cast<int64_t>(first_token + query) * args.num_q_heads + head) * args.head_dim;
     *reinterpret_cast<uint32_t*>(out + d) = pack2<T>(sum.x * norm, sum.y * norm);

@@ -1,4 +1,5 @@
-// The ring of shared memory that stream_linear.cu's warpgroups are fed from. Included there only.
+// The ring of shared memory that the warpgroups of stream_linear.cu and layer_tail.cu are fed from.
+// Included there only.
 #pragma once
 
 #include "cuda/common/barrier.cuh"
@@ -16,12 +17,13 @@ constexpr int kWeightBytes = kTileRows * kSpanBytes;
 constexpr int kConsumers = 256;
 constexpr int kConsumerWarps = kConsumers / kWarpSize;
 constexpr int kThreads = kConsumers + kWarpSize;
-constexpr int kMaxStages = 8;               // more gain nothing
+constexpr int kMaxStages = 12;              // that there are barriers for
 constexpr int kMaxSharedBytes = 227 << 10;  // of a block
 
 struct StreamShape {
   int num_tiles;
   int num_slices;  // of a tile
+  int num_blocks;  // that have slices: each at least one
   int num_stages;
   int num_rows;  // of x
   int out_features;
@@ -61,10 +63,10 @@ __device__ inline void store_release(int32_t* p, int32_t value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-// First slice of block `block`, counted over all tiles.
+// First slice of block `block`, counted over all tiles; blocks past num_blocks have none.
 __device__ inline int first_slice(const StreamShape& shape, int block) {
   const int64_t total = int64_t{shape.num_tiles} * shape.num_slices;
-  return static_cast<int>(total * block / gridDim.x);
+  return static_cast<int>(total * min(block, shape.num_blocks) / shape.num_blocks);
 }
 
 template <typename V>
@@ -84,9 +86,10 @@ struct Ring {
       parity ^= 1;
     }
   }
-  __device__ void init_barriers() const {
+  // `producers`: arrivals that make a stage full.
+  __device__ void init_barriers(int producers) const {
     for (int i = 0; i < num_stages; ++i) {
-      barrier_init(shared + i * 8, 1);
+      barrier_init(shared + i * 8, producers);
       barrier_init(shared + (kMaxStages + i) * 8, kConsumerWarps);
     }
     barrier_init_fence();

@@ -21,9 +21,7 @@ inline constexpr double kRoofFlops = 790e12;
 struct Device {
   Stream stream;
   DeviceContext context;
-  Device() : context{0, 0, stream.get(), false} {
-    check_cuda(cudaDeviceGetAttribute(&context.num_sms, cudaDevAttrMultiProcessorCount, 0));
-  }
+  Device() : context(describe_device(0)) { context.stream = stream.get(); }
 };
 
 inline double median(std::vector<double> values) {

@@ -26,13 +26,16 @@ struct BackendOptions {
                                           // backend keeps quantised are not affected
   int32_t num_threads = 0;                // CPU; 0 = the cores this process may run on
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
-  bool keep_quantized = false;   // quantised types stay so where the backend can, else they
-                                 // become weight_dtype; on the CPU activations become int8
-                                 // against them; CUDA has kInt4G* and kFloat8* only
-  std::string quantization;      // quantises plain types at load; CPU: "int8" or "int4";
-                                 // CUDA: "fp8", projections only
-  bool batch_invariant = false;  // CUDA
-  bool enforce_eager = false;    // CUDA: no graphs
+  bool keep_quantized = false;    // quantised types stay so where the backend can, else they
+                                  // become weight_dtype; on the CPU activations become int8
+                                  // against them; CUDA has kInt4G* and kFloat8* only
+  std::string quantization;       // quantises plain types at load; CPU: "int8" or "int4";
+                                  // CUDA: "fp8", projections only
+  bool batch_invariant = false;   // CUDA
+  bool enforce_eager = false;     // CUDA: no graphs
+  bool portable_kernels = false;  // CUDA: only those that run from sm_80 on; for tests
+  std::string gemm_tuning_cache;  // CUDA: file of measured choices of cuBLASLt; "" = none
+  bool tune_gemm = false;         // CUDA: measure them in warm-up and write that file
 };
 
 struct DeviceInfo {
@@ -155,6 +158,9 @@ struct AttentionParams {
   float scale = 0.0f;
   float logit_soft_cap = 0.0f;  // 0 = none; s = cap * tanh(s / cap)
   int64_t sliding_window = 0;   // 0 = none; else keys in (position - window, position]
+  // Null, or float32 [num_q_heads] on the device: a score of each head that joins the denominator
+  // of its softmax and has no value.
+  const float* sinks = nullptr;
 };
 
 // Norms of runs of q and of k: head_dim elements for a norm of every head, all of q (of k) for a
@@ -165,6 +171,28 @@ struct QkNorm {
   int64_t q_run = 0;
   int64_t k_run = 0;
   float eps = 0.0f;
+};
+
+// What follows attention in a layer that normalises before attention and before its MLP, up to the
+// projection that the next layer starts with. The norms' weights are float32 [hidden].
+struct LayerTail {
+  const LinearWeight& output;
+  const float* mlp_norm = nullptr;
+  const LinearWeight& gate_up;
+  const LinearWeight& down;
+  const float* next_norm = nullptr;
+  const LinearWeight* next = nullptr;  // null after the last layer
+  float eps = 0.0f;
+};
+
+// What it works on: [T, ...], contiguous. next_out is not touched without a next projection. May
+// overlap as the activations of a layer do; see Activations.
+struct LayerTailViews {
+  TensorView attended;
+  TensorView residual;
+  TensorView normed;
+  TensorView gated;
+  TensorView next_out;
 };
 
 inline constexpr int64_t kMaxExperts = 512;
@@ -271,6 +299,13 @@ class Backend {
     linear(weight, x, gate_up);
     silu_mul(gate_up, out);
   }
+  // All that follows attention in a layer, where the backend has it as one operation; false: it has
+  // not, and nothing was done. residual += attended output^T; residual += down(silu(gate) * up) of
+  // norm(residual); then, with a next projection, next_out = norm(residual) next^T and normed holds
+  // nothing of worth; without one normed = norm(residual).
+  virtual bool finish_layer(const LayerTail& /*tail*/, const LayerTailViews& /*x*/) {
+    return false;
+  }
   // Rotates q and k of qkv [T, (num_q_heads + 2 num_kv_heads) * head_dim] in place, then writes k
   // and v of layer params.layer to slot_mapping.
   virtual void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
@@ -335,6 +370,9 @@ class Backend {
     return -1;
   }
   virtual void launch_graph(int32_t /*id*/) { check(false, "this backend has no graphs"); }
+
+  // Forgets every graph. Requires: none is running.
+  virtual void clear_graphs() {}
 };
 
 // Makes the backend that options.device names. Throws ConfigError for an unknown or absent device.

@@ -69,9 +69,10 @@ struct AttentionTask {
   KVHeadView kv;
   const int32_t* block_table = nullptr;
   float scale = 0.0f;
-  float soft_cap = 0.0f;       // 0 = none
-  int64_t sliding_window = 0;  // 0 = none
-  float* scratch = nullptr;    // attention_scratch_floats(head_dim), 64-byte aligned
+  float soft_cap = 0.0f;         // 0 = none
+  int64_t sliding_window = 0;    // 0 = none
+  const float* sinks = nullptr;  // [group], see AttentionParams
+  float* scratch = nullptr;      // attention_scratch_floats(head_dim), 64-byte aligned
 };
 
 static constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }

@@ -71,6 +71,7 @@ void PagedAttention::run(TensorView qkv, const ForwardInputs& inputs, const Atte
     task.scale = params.scale;
     task.soft_cap = params.logit_soft_cap;
     task.sliding_window = params.sliding_window;
+    if (params.sinks != nullptr) task.sinks = params.sinks + kv_head * group;
     task.scratch = scratch + thread * scratch_floats;
     kernel(task);
   });

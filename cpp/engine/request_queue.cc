@@ -17,7 +17,7 @@ void RequestQueue::submit(Request request) {
   const int64_t num_tokens = std::ssize(owned->token_ids);
   const int64_t num_sequences = owned->sampling.n;
   try {
-    push({Command::Kind::kSubmit, id, kEverySequence, std::move(owned)});
+    push({.request_id = id, .request = std::move(owned)});
   } catch (...) {
     live_ids_.erase(id);
     throw;
@@ -29,6 +29,7 @@ void RequestQueue::submit(Request request) {
 
 void RequestQueue::refuse_unless_room(const Request& request) const {
   if (closed_reason_ != nullptr) throw NotReadyError(closed_reason_);
+  if (sleep_reason_ != nullptr) throw NotReadyError(sleep_reason_);
   if (is_output_stalled_) {
     throw QueueFullError("The server cannot deliver outputs fast enough. Try again later.");
   }
@@ -50,17 +51,33 @@ void RequestQueue::push(Command command) {
 void RequestQueue::abort(uint64_t request_id, int32_t sequence_index) {
   const std::lock_guard lock(mutex_);
   if (!live_ids_.contains(request_id)) return;
-  push({Command::Kind::kAbort, request_id, sequence_index, nullptr});
+  push({Command::Kind::kAbort, request_id, sequence_index});
 }
 
 void RequestQueue::reset_prefix_cache() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kResetPrefixCache, 0, kEverySequence, nullptr});
+  push({Command::Kind::kResetPrefixCache});
 }
 
 void RequestQueue::self_check() {
   const std::lock_guard lock(mutex_);
-  push({Command::Kind::kSelfCheck, 0, kEverySequence, nullptr});
+  push({Command::Kind::kSelfCheck});
+}
+
+void RequestQueue::sleep(bool aborts, const char* reason) {
+  const std::lock_guard lock(mutex_);
+  push({.kind = Command::Kind::kSleep, .aborts = aborts});
+  sleep_reason_ = reason;
+}
+
+void RequestQueue::wake_up() {
+  const std::lock_guard lock(mutex_);
+  push({Command::Kind::kWakeUp});
+}
+
+void RequestQueue::resume() {
+  const std::lock_guard lock(mutex_);
+  sleep_reason_ = nullptr;
 }
 
 void RequestQueue::close(const char* reason) {

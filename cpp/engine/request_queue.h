@@ -21,12 +21,13 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck };
+  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck, kSleep, kWakeUp };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
-  int32_t sequence_index = kEverySequence;  // with kAbort
-  std::unique_ptr<Request> request;         // with kSubmit
+  int32_t sequence_index = kEverySequence;     // with kAbort
+  bool aborts = false;                         // with kSleep: what still runs
+  std::unique_ptr<Request> request = nullptr;  // with kSubmit
 };
 
 // Many producers, one consumer. Bounded: the limits count requests that were never admitted,
@@ -37,11 +38,15 @@ class RequestQueue {
       : max_num_requests_(max_num_requests), max_num_tokens_(max_num_tokens) {}
 
   // Requires: a validated request. Throws: InvalidRequestError when its id is live, QueueFullError,
-  // NotReadyError after close().
+  // NotReadyError after close(), and while the engine sleeps.
   void submit(Request request);
   void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
   void self_check();
+
+  // From now on submit() refuses with `reason`, until the consumer calls resume().
+  void sleep(bool aborts, const char* reason);
+  void wake_up();
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
@@ -58,6 +63,8 @@ class RequestQueue {
   // up untaken, in which case submit() refuses.
   void settle(const QueueLoad& scheduler_load, std::span<const uint64_t> finished_ids,
               bool is_output_stalled);
+
+  void resume();
 
   bool is_closed() const;
 
@@ -82,6 +89,7 @@ class RequestQueue {
   QueueLoad scheduler_load_;
   bool is_output_stalled_ = false;
   const char* closed_reason_ = nullptr;
+  const char* sleep_reason_ = nullptr;  // null: awake
 };
 
 }  // namespace octavo

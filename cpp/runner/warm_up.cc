@@ -8,6 +8,9 @@ namespace {
 // Enough rows behind the decodes of a mixed step to take the prefill paths of every operation.
 constexpr int64_t kMixedPrefillTokens = 64;
 
+// A prompt short enough that attention divides its keys among the processors of a device.
+constexpr int64_t kShortPrefillTokens = 512;
+
 // Reading the weights once takes as long as computing about so many tokens: two CPU cores, see
 // bench/results/2026-11-22-startup.md.
 constexpr int64_t kTokensOfOneStep = 12;
@@ -54,7 +57,11 @@ std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const Memory
   if (plan.max_model_len < config.block_size) return {chunk};
 
   std::vector<WarmUpShape> shapes;
-  if (has_graphs) shapes.push_back(chunk);
+  if (has_graphs) {
+    shapes.push_back(chunk);
+    const int64_t tokens = std::min(kShortPrefillTokens, chunk.prefill_tokens);
+    if (tokens < chunk.prefill_tokens) shapes.push_back({0, 1, tokens});
+  }
   const int64_t most =
       std::min({config.max_num_seqs, config.max_num_batched_tokens, plan.num_blocks});
   if (has_graphs) {

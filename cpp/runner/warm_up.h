@@ -17,9 +17,9 @@ struct WarmUpShape {
 };
 
 // Decode at growing numbers of sequences up to max_num_seqs, decodes and a short prefill in one
-// step, a full prefill chunk; cut to what the blocks hold. The numbers are 1, 2, 4 … or, for graphs
-// that smaller batches are padded to, decode_batch_sizes(). The cheap shapes come first, so that
-// progress shows soon.
+// step, a full prefill chunk (and, with graphs, a short prompt); cut to what the blocks hold. The
+// numbers are 1, 2, 4 … or, for graphs that smaller batches are padded to, decode_batch_sizes().
+// The cheap shapes come first, so that progress shows soon.
 std::vector<WarmUpShape> warm_up_shapes(const RunnerConfig& config, const MemoryPlan& plan,
                                         bool has_graphs = false);
 

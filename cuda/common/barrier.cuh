@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+// Kernels that use what follows, or wgmma.cuh, are empty where they are compiled for another
+// architecture; DeviceContext::is_hopper says where they can be launched.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define OCTAVO_SM90A 1
+#endif
+
 namespace octavo::cuda {
 
 // A barrier in shared memory that counts arrivals and bytes; `parity` is that of the phase.
@@ -38,6 +44,11 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, int bytes,
           "r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
+}
+
+// Fetches a descriptor ahead of the first copy that reads it.
+__device__ inline void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // Copies the box at (column, row) of a matrix to shared memory; the barrier counts its bytes.

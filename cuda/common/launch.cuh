@@ -21,6 +21,19 @@ struct LaunchShape {
   bool overlap = true;  // programmatic dependent launch
 };
 
+// Whether the current device overlaps launches. Only asked where the build is for older ones too.
+inline bool can_overlap() {
+#ifdef OCTAVO_CUDA_BEFORE_SM90
+  int device = 0;
+  int major = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 9;
+#else
+  return true;
+#endif
+}
+
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             Args&&... args) {
@@ -32,7 +45,7 @@ void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t st
   }
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
-  if (shape.overlap) {
+  if (shape.overlap && can_overlap()) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }

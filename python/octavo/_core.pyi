@@ -100,6 +100,8 @@ class EngineConfig:
     quantization: str
     batch_invariant: bool
     enforce_eager: bool
+    gemm_tuning_cache: str
+    tune_gemm: bool
     max_model_len: int
     block_size: int
     num_blocks: int
@@ -210,6 +212,10 @@ class Engine:
         """Stop a request, or one of its sequences."""
     def reset_prefix_cache(self) -> None: ...
     def self_check(self) -> None: ...
+    def sleep(self, aborts: bool) -> None:
+        """Give the KV cache back once what runs has finished or is aborted; see stats()."""
+    def wake_up(self) -> None:
+        """Take the KV cache again and admit requests; see stats()."""
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:

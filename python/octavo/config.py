@@ -221,6 +221,18 @@ class ServeConfig:
         minimum=1,
     )
     enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
+    gemm_tuning_cache: str = option(
+        "file of measured choices of cuBLASLt's algorithms, made by --tune-gemm; auto: one in the "
+        "cache directory",
+        default=AUTO,
+        metavar="FILE|auto|off",
+    )
+    tune_gemm: bool = option(
+        "measure cuBLASLt's algorithms before ready and keep the choices in that file: for a first "
+        "start, some seconds longer",
+        default=False,
+        parse=parse_bool,
+    )
     batch_invariant: bool = option(
         "results do not depend on the batch, on CUDA too", default=False, parse=parse_bool
     )

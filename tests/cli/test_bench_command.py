@@ -173,6 +173,15 @@ def test_an_absent_server_is_said_to_be_absent(capsys: pytest.CaptureFixture[str
     assert "No server answers at" in capsys.readouterr().err
 
 
+def test_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    with Server() as server:
+        words = ["--lengths", "8,12", "--repeats", "2", "--streams", "0", "--json", "-"]
+        assert main.main(["bench", "prompts", "--url", server.url, *words]) == 0
+        assert [len(request["prompt"]) for request in server.asked] == [8] * 3 + [12] * 3
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["ttft_ms_again_12"] > 0
+
+
 # --- octavo bench startup ------------------------------------------------------------------------
 
 

@@ -26,12 +26,15 @@ struct AttentionCase {
   int64_t window = 0;
   float soft_cap = 0.0f;
   bool batch_invariant = false;
+  bool has_sinks = false;
+  bool is_hopper = true;
 
   std::string name() const {
     return std::string(name_of(dtype)) + "/" + name_of(kv_dtype) + " d" + std::to_string(head_dim) +
            " kv" + std::to_string(kv_heads) + " g" + std::to_string(group) + " b" +
            std::to_string(block_size) + " w" + std::to_string(window) + " cap" +
-           std::to_string(soft_cap) + (batch_invariant ? " invariant" : "");
+           std::to_string(soft_cap) + (batch_invariant ? " invariant" : "") +
+           (has_sinks ? " sinks" : "") + (is_hopper ? "" : " portable");
   }
 };
 
@@ -60,6 +63,8 @@ class Batch {
       std::copy_n(queries_.begin() + t * q_width(), q_width(), qkv.begin() + t * qkv_width());
     }
     qkv_ = std::make_unique<Array>(c.dtype, qkv);
+    sinks_ = random_values(c.kv_heads * c.group, DType::kFloat32, 3.0f);
+    device_sinks_ = upload(sinks_);
     device_starts_ = upload(starts_);
     device_lengths_ = upload(lengths_);
     device_tables_ = upload(tables_);
@@ -72,6 +77,7 @@ class Batch {
   std::vector<float> run(Attention& attention) const {
     DeviceContext device = context();
     device.batch_invariant = case_.batch_invariant;
+    device.is_hopper = device.is_hopper && case_.is_hopper;
     ForwardInputs inputs;
     inputs.num_tokens = num_tokens();
     inputs.num_seqs = std::ssize(lengths_);
@@ -89,6 +95,7 @@ class Batch {
     params.scale = scale();
     params.logit_soft_cap = case_.soft_cap;
     params.sliding_window = case_.window;
+    if (case_.has_sinks) params.sinks = device_sinks_.as<float>();
     const Array out(case_.dtype, num_tokens() * q_width());
     attention.run(device, qkv_->matrix(num_tokens(), qkv_width()), inputs, params, *cache_,
                   out.matrix(num_tokens(), q_width()));
@@ -110,7 +117,7 @@ class Batch {
       scores.push_back(case_.soft_cap > 0 ? case_.soft_cap * std::tanh(dot / case_.soft_cap) : dot);
     }
     const double maximum = *std::ranges::max_element(scores);
-    double sum = 0.0;
+    double sum = case_.has_sinks ? std::exp(sinks_[head] - maximum) : 0.0;
     for (int64_t j = first; j <= position; ++j) {
       const double p = std::exp(scores[j - first] - maximum);
       const float* v = values_[s].data() + (j * case_.kv_heads + kv_head) * d;
@@ -162,10 +169,10 @@ class Batch {
   std::vector<int32_t> starts_, lengths_, tables_;
   int64_t stride_ = 1;
   std::vector<std::vector<float>> keys_, values_;  // a sequence: [length, kv_heads, head_dim]
-  std::vector<float> queries_;
+  std::vector<float> queries_, sinks_;
   std::unique_ptr<CudaKVCache> cache_;
   std::unique_ptr<Array> qkv_;
-  DeviceMemory device_starts_, device_lengths_, device_tables_;
+  DeviceMemory device_starts_, device_lengths_, device_tables_, device_sinks_;
 };
 
 // Queries to compare: all when they are few, else the ends and some between.
@@ -291,6 +298,43 @@ CUDA_TEST(prefill_large) {
       {.sequences = {{1500, 1500}, {700, 2900}, {2, 5}}, .head_dim = 64, .kv_heads = 8});
   check_attention({.sequences = {{16, 30000}}, .kv_heads = 8});
   check_attention({.sequences = {{300, 32000}}, .kv_heads = 4});
+}
+
+CUDA_TEST(portable_prefill) {
+  for (const int64_t head_dim : {64, 128}) {
+    for (const bool invariant : {false, true}) {
+      check_attention({.sequences = kPrefills,
+                       .head_dim = head_dim,
+                       .batch_invariant = invariant,
+                       .is_hopper = false});
+    }
+    check_attention({.sequences = kPrefills,
+                     .head_dim = head_dim,
+                     .window = 100,
+                     .has_sinks = true,
+                     .is_hopper = false});
+  }
+}
+
+CUDA_TEST(sinks) {
+  std::vector<Sequence> mixed = kDecodes;
+  mixed.insert(mixed.end(), kPrefills.begin(), kPrefills.end());
+  for (const bool invariant : {false, true}) {
+    for (const int64_t head_dim : {64, 96, 128}) {  // 96 takes the warp-level prefill
+      for (const int64_t group : {1, 8}) {
+        check_attention({.sequences = mixed,
+                         .head_dim = head_dim,
+                         .group = group,
+                         .batch_invariant = invariant,
+                         .has_sinks = true});
+      }
+    }
+    check_attention({.sequences = mixed,
+                     .window = 100,
+                     .soft_cap = 5.0f,
+                     .batch_invariant = invariant,
+                     .has_sinks = true});
+  }
 }
 
 // Small enough for compute-sanitizer.

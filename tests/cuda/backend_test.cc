@@ -10,8 +10,9 @@
 namespace octavo::cuda::testing {
 namespace {
 
-std::unique_ptr<Backend> make_backend() {
+std::unique_ptr<Backend> make_backend(bool portable_kernels = false) {
   BackendOptions options;
+  options.portable_kernels = portable_kernels;
   options.device = "cuda:0";
   return create_cuda_backend(options);
 }
@@ -228,6 +229,58 @@ CUDA_TEST(options_are_checked) {
   }
   expect(out_of_memory, "a petabyte does not fit");
   backend->synchronize();
+}
+
+// What a layer's tail leaves in the residual and in the normed rows.
+std::vector<float> run_tail(Backend& backend, int64_t rows, uint64_t seed) {
+  constexpr int64_t kHidden = 256, kInner = 448;
+  std::mt19937_64 generator(seed);
+  std::normal_distribution<float> normal;
+  const auto values = [&](int64_t size, float scale) {
+    std::vector<float> all(size);
+    for (float& v : all) v = scale * normal(generator);
+    return all;
+  };
+  const auto weight = [&](int64_t out_features, int64_t in_features) {
+    auto linear = backend.create_projection(out_features, in_features, false);
+    const auto all = values(out_features * in_features, 0.06f);
+    backend.load_rows(*linear, 0, {all.data(), DType::kFloat32, out_features, in_features});
+    return linear;
+  };
+  const auto output = weight(kHidden, kHidden), gate_up = weight(2 * kInner, kHidden);
+  const auto down = weight(kHidden, kInner);
+  const Array norm(DType::kFloat32, values(kHidden, 1.0f));
+  const auto half = [&](int64_t columns) { return Array(DType::kBFloat16, rows * columns); };
+  const Array attended(DType::kBFloat16, values(rows * kHidden, 1.0f));
+  const Array residual(DType::kBFloat16, values(rows * kHidden, 1.0f));
+  const Array delta = half(kHidden), normed = half(kHidden), both = half(2 * kInner);
+  const Array gated = half(kInner);
+  const auto* weights = static_cast<const float*>(norm.data());
+  const TensorView r = residual.matrix(rows, kHidden), n = normed.matrix(rows, kHidden);
+  const TensorView a = attended.matrix(rows, kHidden), d = delta.matrix(rows, kHidden);
+  const TensorView g = gated.matrix(rows, kInner);
+  if (!backend.finish_layer({*output, weights, *gate_up, *down, weights, nullptr, 1e-5f},
+                            {a, r, n, g, {}})) {
+    backend.linear(*output, a, d);
+    backend.add_rms_norm(r, d, weights, 1e-5f, n);
+    backend.gated_linear(*gate_up, n, both.matrix(rows, 2 * kInner), g);
+    backend.linear(*down, g, d);
+    backend.add_rms_norm(r, d, weights, 1e-5f, n);
+  }
+  backend.synchronize();
+  auto result = residual.download();
+  const auto last = normed.download();
+  result.insert(result.end(), last.begin(), last.end());
+  return result;
+}
+
+CUDA_TEST(portable_kernels_agree) {
+  const auto portable = make_backend(true), fast = make_backend();
+  for (const int64_t rows : {1, 30, 100, 300}) {
+    const auto expected = run_tail(*portable, rows, rows);
+    expect_close(run_tail(*fast, rows, rows), {expected.begin(), expected.end()}, 1.2e-2,
+                 "a layer's tail of " + std::to_string(rows) + " rows");
+  }
 }
 
 }  // namespace

@@ -11,9 +11,7 @@ namespace octavo::cuda::testing {
 namespace {
 
 struct State {
-  State() : context{0, 0, stream.get(), false} {
-    check_cuda(cudaDeviceGetAttribute(&context.num_sms, cudaDevAttrMultiProcessorCount, 0));
-  }
+  State() : context(describe_device(0)) { context.stream = stream.get(); }
   Stream stream;
   DeviceContext context;
   std::mt19937_64 generator;

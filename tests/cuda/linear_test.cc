@@ -3,8 +3,8 @@
 
 #include "checker.h"
 #include "cuda/cublas_lt.h"
-#include "cuda/quantize.h"
 #include "cuda/stream_linear.h"
+#include "quantized.h"
 
 namespace octavo::cuda::testing {
 namespace {
@@ -54,16 +54,18 @@ void check_linear(const LinearCase& c, Linear& linear) {
 CUDA_TEST(stream_linear_matches_reference) {
   StreamLinear linear(context());
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 32, 33, 63, 64}) {
+    for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 32, 33, 63, 64, 65, 96, 127, 128}) {
       check_linear({rows, 576, 1536, dtype, dtype}, linear);
       check_linear({rows, 4096, 1000, dtype, DType::kFloat32, rows % 2 == 0}, linear);
     }
     for (const int64_t in_features : {8, 72, 296, 1536, 2048, 14336}) {
       const int64_t out_features = 2 * random_int(1, 350);
-      check_linear({random_int(1, 64), in_features, out_features, dtype, dtype, true}, linear);
+      check_linear({random_int(1, 128), in_features, out_features, dtype, dtype, true}, linear);
     }
     check_linear({3, 4096, 28672, dtype, dtype}, linear);
     check_linear({64, 4096, 6144, dtype, dtype}, linear);
+    check_linear({128, 14336, 4096, dtype, dtype}, linear);
+    check_linear({100, 2048, 49152, dtype, DType::kFloat32}, linear);
     check_linear({16, 2048, 49152, dtype, DType::kFloat32}, linear);
   }
 }
@@ -98,49 +100,15 @@ void check_gated(int64_t m, int64_t k, int64_t n, DType dtype, bool has_bias) {
 
 CUDA_TEST(stream_gated_matches_reference) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 31, 64}) {
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 31, 64, 65, 128}) {
       check_gated(rows, 576, 1536, dtype, rows % 2 == 0);
       check_gated(rows, 1032, 8 * random_int(1, 80), dtype, rows % 2 == 1);
     }
     check_gated(3, 4096, 7168, dtype, false);
     check_gated(64, 4096, 14336, dtype, false);
+    check_gated(128, 4096, 14336, dtype, false);
   }
 }
-
-// Rows as quantize_rows() should leave them, columns in their own places.
-struct Quantized {
-  Quantized(const std::vector<float>& values, int64_t num_rows, int64_t num_columns)
-      : rows(num_rows), columns(num_columns), bytes(num_rows * num_columns), scales(num_rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* row = values.data() + r * columns;
-      float maximum = 0.0f;
-      for (int64_t i = 0; i < columns; ++i) maximum = std::max(maximum, std::abs(row[i]));
-      scales[r] = maximum > 0.0f ? maximum / 448.0f : 1.0f;
-      for (int64_t i = 0; i < columns; ++i) {
-        bytes[r * columns + i] = rounded(row[i] * (1.0f / scales[r]), DType::kFloat8E4M3);
-      }
-    }
-  }
-  double at(int64_t row, int64_t column) const {
-    return double{bytes[row * columns + column]} * scales[row];
-  }
-
-  int64_t rows, columns;
-  std::vector<float> bytes, scales;
-};
-
-struct DeviceQuantized {
-  DeviceQuantized(const std::vector<float>& values, int64_t rows, int64_t columns, DType dtype)
-      : matrix(DType::kFloat8E4M3, rows * columns), scales(DType::kFloat32, rows) {
-    const Array source(dtype, values);
-    quantize_rows(context(), source.matrix(rows, columns), matrix.matrix(rows, columns),
-                  static_cast<float*>(scales.data()));
-    synchronize();
-  }
-  const float* scale_data() const { return static_cast<const float*>(scales.data()); }
-
-  Array matrix, scales;
-};
 
 CUDA_TEST(quantize_rows_matches_reference) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
@@ -236,10 +204,11 @@ CUDA_TEST(fp8_linear_matches_reference) {
 // Small enough for compute-sanitizer.
 CUDA_TEST(small_linears) {
   StreamLinear linear(context());
-  for (const int64_t rows : {1, 16, 50}) {
+  for (const int64_t rows : {1, 16, 50, 100}) {
     check_linear({rows, 1032, 70}, linear);
     check_linear({rows, 4096, 260}, linear);
     check_gated(rows, 584, 72, DType::kBFloat16, true);
+    if (rows > StreamLinear::kMaxFp8Rows) continue;
     check_fp8({rows, 592, 144, DType::kBFloat16, true}, nullptr);
   }
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octavo.config import ServeConfig
-from octavo.engine.settings import keeps_codes, quantize_to, step_tokens
+from octavo.engine.settings import keeps_codes, quantize_to, step_tokens, tuning_cache
 from octavo.errors import ConfigError
 
 
@@ -62,3 +62,15 @@ def test_codes_are_kept_on_cuda_and_where_asked(
     config = ServeConfig(quantization=quantization)
     assert keeps_codes(config, "cpu") == on_cpu
     assert keeps_codes(config, "cuda:0") == on_cuda
+
+
+def test_the_tuning_cache_is_where_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert tuning_cache(ServeConfig()) == "/cache/octavo/gemm-tuning.txt"
+    assert tuning_cache(ServeConfig(gemm_tuning_cache="off")) == ""
+    assert tuning_cache(ServeConfig(gemm_tuning_cache="/t/table", tune_gemm=True)) == "/t/table"
+
+
+def test_tuning_without_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--gemm-tuning-cache is off"):
+        tuning_cache(ServeConfig(gemm_tuning_cache="off", tune_gemm=True))

@@ -6,10 +6,14 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.engine.client import EngineState, Logprob, ModelInfo, RequestOutput, RequestStream
 from octavo.errors import InvalidRequestError, NotReadyError, RequestError
 from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import threading
 
 VOCAB_SIZE = 260
 EOS = 257
@@ -70,12 +74,16 @@ class ScriptedEngine:
     draining: bool = False
     submissions: list[Submission] = field(default_factory=list)
     num_self_checks: int = 0
+    sleep_level: int = 0
+    sleeps: list[tuple[int, float]] = field(default_factory=list)
+    gate: threading.Event | None = None  # outputs come once it is set
 
     def state(self) -> EngineState:
         return EngineState(
             phase=self.phase if self.ready else "loading_weights",
-            is_ready=self.ready and not self.draining,
+            is_ready=self.ready and not self.draining and not self.sleep_level,
             is_draining=self.draining,
+            sleep_level=self.sleep_level,
             phase_seconds={"loading_weights": 1.5},
         )
 
@@ -124,6 +132,13 @@ class ScriptedEngine:
     def self_check(self) -> None:
         self.num_self_checks += 1
 
+    def sleep(self, level: int, patience_s: float) -> None:
+        self.sleeps.append((level, patience_s))
+        self.sleep_level = level
+
+    def wake_up(self) -> None:
+        self.sleep_level = 0
+
     @property
     def last(self) -> Submission:
         return self.submissions[-1]
@@ -147,6 +162,9 @@ class ScriptedStream(RequestStream):
         if self._idle and timeout is not None:
             self._idle -= 1
             return None
+        gate = self._engine.gate
+        while gate is not None and not self.is_ended and not gate.wait(0.005):
+            pass
         if self._given == self._engine.fail_at and self._engine.failure is not None:
             self.fail(self._engine.failure)
         elif self._outputs and not self.is_ended:

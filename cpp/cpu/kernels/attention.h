@@ -101,8 +101,9 @@ inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
       store(s.q + r * padded + d, load_first(q + d, n));
       store(s.out + r * padded + d, zero());
     }
-    s.max[r] = -__builtin_inff();
-    s.sum[r] = 0.0f;
+    const float* sinks = task.sinks;
+    s.max[r] = sinks == nullptr ? -__builtin_inff() : sinks[(task.row_begin + r) % task.group];
+    s.sum[r] = sinks == nullptr ? 0.0f : 1.0f;
   }
 }
 

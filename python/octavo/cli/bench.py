@@ -26,16 +26,18 @@ THROUGHPUT_SEQS = 256
 MAX_QUEUED = 1 << 20
 DECODE_BATCHES = (1, 8, 64, 256)
 PREFILL_LENGTHS = (512, 2048, 8192)
+PROMPT_LENGTHS = (1024, 4096, 16384, 30000)
 GOALS = ("ttft", "tpot", "e2e")
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add `bench` and its four measurements to the command line."""
+    """Add `bench` and its five measurements to the command line."""
     parser = subparsers.add_parser("bench", help="measure the engine, a server or its start")
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _add_throughput(kinds)
     _add_latency(kinds)
     _add_serve(kinds)
+    _add_prompts(kinds)
     _add_startup(kinds)
 
 
@@ -84,6 +86,26 @@ def _add_serve(kinds: Subparsers) -> None:
     )  # fmt: skip
     client_arguments.add_connection_arguments(parser)
     _add_output(parser, serve)
+
+
+def _add_prompts(kinds: Subparsers) -> None:
+    parser = kinds.add_parser(
+        "prompts",
+        help="long prompts on a server: sent again, and beside streams",
+        description="Time to the first token of a new prompt and of the same one again, by length; "
+        "then streams while long prompts arrive one by one.",
+    )
+    parser.add_argument(
+        "--lengths", type=_numbers, default=PROMPT_LENGTHS, metavar="N,N", help="sent again"
+    )
+    parser.add_argument("--repeats", type=_count, default=5, metavar="N", help="the median counts")
+    parser.add_argument("--streams", type=int, default=32, metavar="N", help="0: no second part")
+    parser.add_argument("--stream-tokens", type=_count, default=3072, metavar="N", help="of each")
+    parser.add_argument("--arrivals", type=_count, default=8, metavar="N", help="long prompts")
+    parser.add_argument("--arrival-tokens", type=_count, default=8192, metavar="N", help="of each")
+    parser.add_argument("--gap", type=float, default=1.0, metavar="S", help="between arrivals")
+    client_arguments.add_connection_arguments(parser)
+    _add_output(parser, prompts)
 
 
 def _add_startup(kinds: Subparsers) -> None:
@@ -177,6 +199,31 @@ def serve(arguments: argparse.Namespace) -> int:
     figures = bench.measure(target, items, load)
     _publish(report.publish, f"{target.model} at {target.url}", arguments, figures)
     return 1 if figures["failed"] else 0
+
+
+def prompts(arguments: argparse.Namespace) -> int:
+    """Run `octavo bench prompts`."""
+    from octavo.bench import prompts as bench  # noqa: PLC0415 - heavy, and not for --help
+    from octavo.bench import report  # noqa: PLC0415
+    from octavo.bench.load import Target  # noqa: PLC0415
+    from octavo.cli import openai_client  # noqa: PLC0415
+    from octavo.cli.waiting import wait_until_ready  # noqa: PLC0415
+
+    client = openai_client.from_arguments(arguments)
+    wait_until_ready(client, arguments.wait)
+    target = Target(client.url, client.model(arguments.model or ""), client.api_key)
+    plan = bench.Plan(
+        lengths=arguments.lengths,
+        repeats=arguments.repeats,
+        num_streams=arguments.streams,
+        stream_tokens=arguments.stream_tokens,
+        num_arrivals=arguments.arrivals,
+        arrival_tokens=arguments.arrival_tokens,
+        gap_s=arguments.gap,
+    )
+    figures = bench.measure(target, plan)
+    _publish(report.publish, f"Prompts to {target.model} at {target.url}", arguments, figures)
+    return 0
 
 
 def startup(arguments: argparse.Namespace) -> int:

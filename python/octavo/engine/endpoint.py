@@ -33,10 +33,12 @@ from octavo.engine.protocol import (
     Refused,
     ResetPrefixCache,
     SelfCheck,
+    Sleep,
     Stats,
     Submit,
     ToEngine,
     ToWorker,
+    WakeUp,
     Welcome,
 )
 from octavo.errors import EngineError, InvalidRequestError, RequestError
@@ -99,6 +101,12 @@ class Engine(Protocol):
 
     def self_check(self) -> None:
         """Check the accounting before the next step."""
+
+    def sleep(self, aborts: bool) -> None:
+        """Give the KV cache back when nothing runs any more."""
+
+    def wake_up(self) -> None:
+        """Take the KV cache again."""
 
     def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
         """Wait for outputs; None once shut down."""
@@ -305,6 +313,10 @@ class Endpoint:
             self._engine.reset_prefix_cache()
         elif isinstance(message, SelfCheck):
             self._engine.self_check()
+        elif isinstance(message, Sleep):
+            self._engine.sleep(message.aborts)
+        elif isinstance(message, WakeUp):
+            self._engine.wake_up()
 
     def _submit(self, connection: _Connection, message: Submit) -> None:
         full_id = connection.number << _CONNECTION_SHIFT | message.id

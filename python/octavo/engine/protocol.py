@@ -69,6 +69,16 @@ class SelfCheck(msgspec.Struct, tag="self_check", array_like=True, frozen=True):
     """Have the engine check its own accounting; num_self_checks of Stats tells of it."""
 
 
+class Sleep(msgspec.Struct, tag="sleep", array_like=True, frozen=True):
+    """Admit nothing more and give the KV cache back, once what runs has ended or is aborted."""
+
+    aborts: bool
+
+
+class WakeUp(msgspec.Struct, tag="wake_up", array_like=True, frozen=True):
+    """Take the KV cache again and admit requests."""
+
+
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     """First frame of a connection, sent once the engine is ready."""
 
@@ -104,5 +114,5 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     values: dict[str, float]
 
 
-ToEngine = Submit | Abort | AbortSequence | GetStats | ResetPrefixCache | SelfCheck
+ToEngine = Submit | Abort | AbortSequence | GetStats | ResetPrefixCache | SelfCheck | Sleep | WakeUp
 ToWorker = Welcome | Outputs | Refused | Stats

@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from octavo import _core
+from octavo.config import cache_directory
 from octavo.errors import ConfigError
 from octavo.options import AUTO
 
@@ -22,6 +23,7 @@ _SAME = (
     "num_threads",
     "batch_invariant",
     "enforce_eager",
+    "tune_gemm",
     "max_model_len",
     "block_size",
     "kv_cache_memory_bytes",
@@ -59,6 +61,7 @@ def engine_config(
     core.keep_quantized = keeps_codes(config, core.device)
     core.quantization = quantize_to(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
+    core.gemm_tuning_cache = tuning_cache(config)
     core.prefix_cache_secret = (secrets.randbits(64), secrets.randbits(64))
     core.eos_token_ids = list(generation.eos_token_ids)
     return core
@@ -110,6 +113,21 @@ def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:
     if config.dtype != AUTO:
         return config.dtype
     return "float16" if info.dtype == "float16" and device != "cpu" else "bfloat16"
+
+
+def tuning_cache(config: ServeConfig) -> str:
+    """The file of measured matrix products; empty: none.
+
+    Raises:
+        ConfigError: It is to be made and there is to be none.
+    """
+    if config.gemm_tuning_cache == "off":
+        if config.tune_gemm:
+            raise ConfigError("--tune-gemm needs a file: --gemm-tuning-cache is off.")
+        return ""
+    if config.gemm_tuning_cache == AUTO:
+        return str(cache_directory() / "gemm-tuning.txt")
+    return config.gemm_tuning_cache
 
 
 def quantize_to(config: ServeConfig, device: str) -> str:

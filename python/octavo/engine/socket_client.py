@@ -1,14 +1,15 @@
 """The EngineClient of an HTTP worker: one AF_UNIX connection to the engine process.
 
 Three threads of control (greenlets in a gevent worker) belong to it: the pump connects, decodes
-the engine's frames and feeds the streams; the writer sends what submit() and abort() leave in the
-outbox, so that neither of them ever blocks, not even in an event-loop callback; the ticker ends the
-streams' long waits. A connection that ends fails every running request and is made again: the
-engine is restarted by its supervisor.
+the engine's frames and feeds the streams; the writer sends what the socket has no room for when
+submit() and abort() are called, so that neither of them ever blocks, not even in an event-loop
+callback; the ticker ends the streams' long waits. A connection that ends fails every running
+request and is made again: the engine is restarted by its supervisor.
 """
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import itertools
@@ -40,6 +41,7 @@ from octavo.engine.protocol import (
     ToWorker,
     Welcome,
 )
+from octavo.engine.sleep import Sleeper
 
 if TYPE_CHECKING:
     from octavo.engine.client import EngineState, Logprob
@@ -89,6 +91,7 @@ class SocketEngineClient:
         self._info: ModelInfo | None = None
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
+        self._is_writing = False  # the writer sends what it took from the outbox
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
         self._full_until = 0.0
@@ -163,15 +166,19 @@ class SocketEngineClient:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached block that nobody holds."""
-        self.model_info()
-        with self._lock:
-            self._put(self._frame(ResetPrefixCache()))
+        self._tell(ResetPrefixCache())
 
     def self_check(self) -> None:
         """Have the engine check its own accounting."""
-        self.model_info()
-        with self._lock:
-            self._put(self._frame(SelfCheck()))
+        self._tell(SelfCheck())
+
+    def sleep(self, level: int, patience_s: float) -> None:
+        """Free memory until wake_up()."""
+        Sleeper(self._page, self._tell, self.stats).sleep(level, patience_s)
+
+    def wake_up(self) -> None:
+        """End a sleep."""
+        Sleeper(self._page, self._tell, self.stats).wake_up()
 
     # --- For the worker ---
 
@@ -196,10 +203,17 @@ class SocketEngineClient:
 
     # --- Sending ---
 
+    def _tell(self, message: ToEngine) -> None:
+        self.model_info()
+        with self._lock:
+            self._put(self._frame(message))
+
     def _check_serving(self) -> None:
         state = self._page.read()
         if state.is_draining:
             raise errors.NotReadyError("The server is shutting down.")
+        if state.sleep_level:
+            raise errors.NotReadyError("The server is asleep.")
         if not state.is_alive or self._info is None:
             raise errors.NotReadyError("The model is not ready.")
         if self._outbox_bytes > _MAX_OUTBOX_BYTES:
@@ -226,7 +240,14 @@ class SocketEngineClient:
             raise errors.InvalidRequestError("The prompt is too large.") from None
 
     def _put(self, frame: bytes) -> None:
-        """Leave a frame for the writer. Requires: _lock is held."""
+        """Send a frame as far as the socket takes it at once; the rest is the writer's.
+
+        Requires: _lock is held.
+        """
+        if not self._outbox and not self._is_writing and self._socket is not None:
+            frame = frame[_send_now(self._socket, frame) :]
+            if not frame:
+                return
         self._outbox.append(frame)
         self._outbox_bytes += len(frame)
         self._outbox_filled.set()
@@ -239,12 +260,14 @@ class SocketEngineClient:
                 frames, self._outbox = self._outbox, deque()
                 self._outbox_bytes = 0
                 connection = self._socket
+                self._is_writing = connection is not None and bool(frames)
             if connection is None or not frames:
                 continue
             try:
                 connection.sendall(b"".join(frames))
             except OSError:
                 self._drop_connection()
+            self._is_writing = False
 
     def _tick(self) -> None:
         while not self._is_closed:
@@ -257,13 +280,15 @@ class SocketEngineClient:
 
     def _pump(self) -> None:
         while not self._is_closed:
-            try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            with (
+                contextlib.suppress(OSError),  # no descriptor is left
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            ):
+                # The engine is gone or went mad: either way this connection is over.
+                with contextlib.suppress(OSError, FrameError):
                     connection.connect(self._path)
                     self._serve(connection)
-            except (OSError, FrameError):
-                pass  # the engine is gone or went mad; either way this connection is over
-            self._lose_connection()
+                self._lose_connection()  # before it is closed: nobody may send to it any more
             time.sleep(_RECONNECT_S)
 
     def _serve(self, connection: socket.socket) -> None:
@@ -311,11 +336,16 @@ class SocketEngineClient:
             error = errors.EngineFaultError(message or "The engine failed.")
             self._fail(request_id, error)
         elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
-            self._fail(request_id, engine_gone())  # not by this client: the engine is ending
+            self._fail(request_id, self._why_aborted())  # not by this client
         else:
             live.stream.feed(output)
             if live.stream.is_ended:
                 self._forget(request_id)
+
+    def _why_aborted(self) -> errors.RequestError:
+        if self._page.sleep_level:
+            return errors.NotReadyError("The server was put to sleep.")
+        return engine_gone()
 
     def _fail(self, request_id: int, error: errors.RequestError) -> None:
         if live := self._forget(request_id):
@@ -400,6 +430,15 @@ class _Columns:
 def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
     """Entries of one token each."""
     return [entries[i : i + size] for i in range(0, len(entries), size)]
+
+
+def _send_now(connection: socket.socket, frame: bytes) -> int:
+    """Bytes that the socket has room for; never blocks, in gevent's loop neither."""
+    system_socket = getattr(connection, "_sock", connection)  # gevent's hold one
+    try:
+        return _socket.socket.send(system_socket, frame, socket.MSG_DONTWAIT)
+    except OSError:  # full, or broken: the writer finds out which
+        return 0
 
 
 def _int32(token_ids: list[int]) -> bytes:

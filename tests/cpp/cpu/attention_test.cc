@@ -27,6 +27,7 @@ const AttentionShape kShapes[] = {
     {4, 2, 16, 16, 30.0f},  // soft cap
     {4, 2, 32, 16, 0.0f, 10},
     {3, 1, 64, 16, 20.0f, 100},
+    {6, 2, 32, 16, 0.0f, 40, {0.5f, -3.0f, 4.0f, 9.0f, -20.0f, 1.0f}},  // sinks
 };
 
 // A prefill, a chunk in the middle of a prompt, decodes at several depths: all in one batch.

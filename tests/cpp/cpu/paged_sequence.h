@@ -29,6 +29,7 @@ struct AttentionShape {
   int64_t block_size;
   float soft_cap = 0.0f;
   int64_t sliding_window = 0;
+  std::vector<float> sinks = {};  // none, or one a query head
 
   int64_t qkv_width() const { return (num_q_heads + 2 * num_kv_heads) * head_dim; }
   int64_t out_width() const { return num_q_heads * head_dim; }
@@ -67,7 +68,8 @@ class PagedSequences {
             shape_.head_dim,
             1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
             shape_.soft_cap,
-            shape_.sliding_window};
+            shape_.sliding_window,
+            shape_.sinks.empty() ? nullptr : shape_.sinks.data()};
   }
 
   // Writes keys and values and attends, for the chunks in order. Returns [T, num_q_heads * dim].
@@ -122,7 +124,7 @@ class PagedSequences {
       scores.push_back(shape_.soft_cap > 0 ? shape_.soft_cap * std::tanh(s / shape_.soft_cap) : s);
     }
     const double max = *std::ranges::max_element(scores);
-    double sum = 0;
+    double sum = shape_.sinks.empty() ? 0.0 : std::exp(shape_.sinks[head] - max);
     std::vector<double> out(dim);
     for (size_t i = 0; i < scores.size(); ++i) {
       const double p = std::exp(scores[i] - max);
