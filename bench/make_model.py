@@ -5,6 +5,8 @@ config.json, a byte-level BPE tokenizer of the vocabulary's size, a chat templat
 
     python bench/make_model.py llama-3.1-8b DIR --weights
     octavo serve DIR
+    python bench/make_model.py llama-3.1-8b DIR --quantization awq
+    octavo bench latency DIR --load-format dummy
 """
 
 from __future__ import annotations
@@ -48,6 +50,15 @@ LLAMA_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+QWEN3 = COMMON | {
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 40960,
+    "vocab_size": 151936,
+    "head_dim": 128,
+}
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA
     | {
@@ -69,23 +80,42 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "rope_scaling": LLAMA_ROPE | {"factor": 32.0},
     },
-    "qwen3-0.6b": COMMON
+    "qwen3-0.6b": QWEN3
     | {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "rms_norm_eps": 1e-6,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 40960,
-        "vocab_size": 151936,
         "hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
-        "head_dim": 128,
         "tie_word_embeddings": True,
+    },
+    "qwen3-30b-a3b": QWEN3
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+}
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    "fp8-block": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
     },
 }
 CHAT_TEMPLATE = (
@@ -127,7 +157,7 @@ def _longer(
 
 
 def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a dense decoder, in the order of the layers."""
+    """Name and shape of every tensor of a decoder, in the order of the layers."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
@@ -141,11 +171,14 @@ def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "self_attn.v_proj.weight": (keys, hidden),
         "self_attn.o_proj.weight": (hidden, queries),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
     }
-    if config["model_type"] == "qwen3":
+    if experts := config.get("num_experts", 0):
+        layer["mlp.gate.weight"] = (experts, hidden)
+        inner = config["moe_intermediate_size"]
+    for mlp in [f"mlp.experts.{index}" for index in range(experts)] or ["mlp"]:
+        layer[f"{mlp}.gate_proj.weight"] = layer[f"{mlp}.up_proj.weight"] = (inner, hidden)
+        layer[f"{mlp}.down_proj.weight"] = (hidden, inner)
+    if config["model_type"].startswith("qwen3"):
         layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (config["head_dim"],)
     for index in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
@@ -217,10 +250,19 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--weights", action="store_true", help="safetensors files too")
     parser.add_argument("--layers", type=int, help="fewer layers than the geometry has")
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="what the configuration says of the projections; for --load-format dummy",
+    )
     arguments = parser.parse_args()
+    if arguments.weights and arguments.quantization:
+        parser.error("--weights writes plain tensors only")
     config = dict(GEOMETRIES[arguments.geometry])
     if arguments.layers:
         config["num_hidden_layers"] = arguments.layers
+    if arguments.quantization:
+        config["quantization_config"] = QUANTIZATIONS[arguments.quantization]
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))

@@ -1,5 +1,6 @@
 #include "backend/cuda_backend.h"
 
+#include <algorithm>
 #include <charconv>
 #include <string>
 #include <string_view>
@@ -8,15 +9,20 @@
 #include "base/check.h"
 #include "base/errors.h"
 #include "cuda/attention.h"
+#include "cuda/coded_gemm.h"
+#include "cuda/coded_stream.h"
+#include "cuda/coded_units.h"
 #include "cuda/common/device_context.h"
 #include "cuda/common/memory.h"
 #include "cuda/common/stream.h"
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
 #include "cuda/experts.h"
+#include "cuda/float8_rows.h"
 #include "cuda/fused_layer_tail.h"
 #include "cuda/gather_rows.h"
 #include "cuda/gelu_tanh_mul.h"
+#include "cuda/grouped_stream.h"
 #include "cuda/kv_cache.h"
 #include "cuda/lora.h"
 #include "cuda/qk_norm.h"
@@ -88,12 +94,15 @@ class CudaBackend : public Backend {
   explicit CudaBackend(const BackendOptions& options)
       : activation_dtype_(options.weight_dtype),
         has_fp8_(options.quantization == "fp8"),
+        keeps_codes_(options.keep_quantized),
         enforce_eager_(options.enforce_eager),
         device_(select_device(options.device)),
         context_(make_context(device_, stream_, options)),
         uploader_(device_),
         gemm_(context_, {options.gemm_tuning_cache, options.tune_gemm}),
         stream_linear_(context_),
+        coded_stream_(context_),
+        grouped_stream_(context_),
         layer_tail_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
@@ -141,19 +150,30 @@ class CudaBackend : public Backend {
                                               bool has_bias) override {
     check_cuda(cudaSetDevice(device_));
     return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features,
-                                              has_bias);
+                                              has_bias, activation_dtype_);
   }
   std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
-                                                  bool has_bias) override {
+                                                  bool has_bias, DType source) override {
     check_cuda(cudaSetDevice(device_));
-    const bool is_fp8 = has_fp8_ && in_features % 16 == 0 && out_features % 16 == 0;
     return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features,
-                                              has_bias, is_fp8);
+                                              has_bias,
+                                              coding_for(out_features, in_features, source));
+  }
+  std::unique_ptr<LinearWeight> create_experts(int64_t out_features, int64_t in_features,
+                                               int64_t tensor_rows, DType source) override {
+    check_cuda(cudaSetDevice(device_));
+    return std::make_unique<CudaLinearWeight>(activation_dtype_, out_features, in_features, false,
+                                              experts_coding(tensor_rows, in_features, source));
   }
   void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
     const CudaLinearWeight& target = as_cuda(weight);
     check(view.cols == target.in_features(), "load_rows: columns");
-    if (target.is_fp8()) return load_fp8(target, row_begin, view);
+    const bool spreads_rows =
+        target.coding() == DType::kFloat8Blocks && view.dtype == DType::kFloat8Rows;
+    if (spreads_rows || (target.coding() == view.dtype && is_coded(view.dtype))) {
+      return load_codes(target, row_begin, view);
+    }
+    if (target.coding() == DType::kFloat8Rows) return load_fp8(target, row_begin, view);
     uploader_.upload(target.rows_at(row_begin, view.rows), target.dtype(), view);
   }
   void load_bias(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
@@ -162,6 +182,14 @@ class CudaBackend : public Backend {
   }
   int64_t linear_bytes(int64_t out_features, int64_t in_features, DType) const override {
     return dtype_bytes(activation_dtype_, out_features * in_features);
+  }
+  int64_t projection_bytes(int64_t out_features, int64_t in_features, DType source) const override {
+    return CudaLinearWeight::coded_bytes(coding_for(out_features, in_features, source),
+                                         out_features, in_features);
+  }
+  int64_t experts_bytes(int64_t tensor_rows, int64_t in_features, DType source) const override {
+    return CudaLinearWeight::coded_bytes(experts_coding(tensor_rows, in_features, source),
+                                         tensor_rows, in_features);
   }
   void load_vector(float* out, const WeightView& view) override {
     uploader_.upload(out, DType::kFloat32, view);
@@ -199,6 +227,7 @@ class CudaBackend : public Backend {
   void add(TensorView residual, TensorView delta) override { cuda::add(context_, residual, delta); }
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const LinearOperand w = as_cuda(weight).operand();
+    if (has_units(w.matrix.dtype)) return linear_of_codes(w, x, out);
     if (streams(w, x) && out.cols() % 2 == 0) {
       stream_linear_.run(context_, w, x, out);
     } else if (w.scales != nullptr) {
@@ -211,6 +240,12 @@ class CudaBackend : public Backend {
   void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
                     TensorView out) override {
     const LinearOperand w = as_cuda(weight).operand();
+    if (has_units(w.matrix.dtype)) {
+      if (!streams_codes(x) || out.cols() % kUnitRows != 0) {
+        return Backend::gated_linear(weight, x, gate_up, out);
+      }
+      return coded_stream_.run_gated(context_, w, x, out);
+    }
     if (!streams(w, x) || out.cols() % 8 != 0) {
       return Backend::gated_linear(weight, x, gate_up, out);
     }
@@ -230,7 +265,8 @@ class CudaBackend : public Backend {
                        .gated = x.gated,
                        .next_out = x.next_out};
     if (tail.next != nullptr) call.next = as_cuda(*tail.next).operand();
-    if (!context_.is_hopper || context_.batch_invariant || !FusedLayerTail::accepts(call)) {
+    if (!context_.is_hopper || context_.batch_invariant || has_units(call.output.matrix.dtype) ||
+        !FusedLayerTail::accepts(call)) {
       return false;
     }
     layer_tail_.run(context_, call);
@@ -275,10 +311,20 @@ class CudaBackend : public Backend {
     const TensorView gate_up = scratch.gate_up.first_rows(plan.num_pairs);
     const TensorView gated = scratch.gated.first_rows(plan.num_pairs);
     const TensorView rows = scratch.out.first_rows(plan.num_pairs);
+    const TensorView first = as_cuda(bank.gate_up).matrix(), second = as_cuda(bank.down).matrix();
     route_experts(context_, router_logits, bank.renormalize, plan);
-    grouped_linear(context_, as_cuda(bank.gate_up).matrix(), x, true, plan, gate_up);
-    cuda::silu_mul(context_, gate_up, gated);
-    grouped_linear(context_, as_cuda(bank.down).matrix(), gated, false, plan, rows);
+    const bool is_gated = streams_experts(plan, first, x, gated.cols());
+    if (is_gated) {
+      grouped_stream_.run_gated(context_, first, x, plan, gated);
+    } else {
+      grouped_linear(context_, first, x, true, plan, gate_up);
+      cuda::silu_mul(context_, gate_up, gated);
+    }
+    if (streams_experts(plan, second, gated, rows.cols())) {
+      grouped_stream_.run(context_, second, gated, plan, rows, is_gated);
+    } else {
+      grouped_linear(context_, second, gated, false, plan, rows);
+    }
     combine_experts(context_, rows, plan, out);
   }
   void gather_rows(TensorView x, const int32_t* indices, TensorView out) override {
@@ -320,6 +366,66 @@ class CudaBackend : public Backend {
 
   bool streams(const LinearOperand& weight, TensorView x) const {
     return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(weight, x);
+  }
+
+  // Of coded weights there is no other way.
+  bool streams_experts(const ExpertPlan& plan, TensorView weight, TensorView x,
+                       int64_t out_features) const {
+    if (has_units(weight.dtype)) return true;
+    return context_.is_hopper && !context_.batch_invariant &&
+           plan.num_pairs <= GroupedStream::kMaxRows * plan.num_experts &&
+           GroupedStream::accepts(plan, weight, x, out_features);
+  }
+
+  bool streams_codes(TensorView x) const {
+    return !context_.batch_invariant && CodedStream::accepts(x);
+  }
+
+  // What a projection's weights are kept in.
+  DType coding_for(int64_t out_features, int64_t in_features, DType source) const {
+    const bool fits = in_features % 16 == 0 && out_features % 16 == 0;
+    if (fits && keeps_codes_ && context_.is_hopper && is_coded(source)) return source;
+    return fits && has_fp8_ ? DType::kFloat8Rows : activation_dtype_;
+  }
+
+  // The same of experts: a scale a row is kept as one for 128 columns. Both products have the same
+  // multiples, so that both keep codes or neither. They depend on the batch.
+  DType experts_coding(int64_t tensor_rows, int64_t in_features, DType source) const {
+    const bool fits = tensor_rows % kUnitDepth == 0 && in_features % kUnitDepth == 0;
+    if (!fits || !keeps_codes_ || !context_.is_hopper || context_.batch_invariant ||
+        !is_coded(source)) {
+      return activation_dtype_;
+    }
+    return source == DType::kFloat8Rows ? DType::kFloat8Blocks : source;
+  }
+
+  static bool is_coded(DType dtype) { return is_int4(dtype) || is_scaled_float8(dtype); }
+
+  void load_codes(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {
+    check_cuda(cudaSetDevice(device_));
+    const DeviceMemory staged(dtype_bytes(view.dtype, view.rows * view.cols));
+    uploader_.upload(staged.data(), view.dtype, view);
+    const TensorView rows = TensorView::matrix(staged.data(), view.dtype, view.rows, view.cols);
+    if (has_units(target.coding())) {
+      pack_units(context_, rows, target.matrix(), row_begin);
+    } else {
+      pack_float8_rows(context_, rows, row_begin, target.matrix(), target.scales());
+    }
+    stream_.synchronize();
+  }
+
+  // For some steps more than one, reading codes again costs less than decoding them.
+  void linear_of_codes(const LinearOperand& weight, TensorView x, TensorView out) {
+    constexpr int64_t kPasses = 3;
+    const int64_t rows_at_once = CodedStream::kMaxRows;
+    const TensorView first = x.first_rows(std::min(x.rows(), rows_at_once));
+    if (x.rows() > kPasses * rows_at_once || !streams_codes(first)) {
+      return coded_gemm_.run(context_, gemm_, weight, x, out);
+    }
+    for (int64_t begin = 0; begin < x.rows(); begin += rows_at_once) {
+      const int64_t rows = std::min(rows_at_once, x.rows() - begin);
+      coded_stream_.run(context_, weight, x.row_range(begin, rows), out.row_range(begin, rows));
+    }
   }
 
   void load_fp8(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {
@@ -380,6 +486,7 @@ class CudaBackend : public Backend {
 
   const DType activation_dtype_;
   const bool has_fp8_;
+  const bool keeps_codes_;
   const bool enforce_eager_;
   const int device_;
   Stream stream_;
@@ -388,7 +495,10 @@ class CudaBackend : public Backend {
   StagingRing staging_;
   WeightUploader uploader_;
   Gemm gemm_;
+  CodedGemm coded_gemm_;
   StreamLinear stream_linear_;
+  CodedStream coded_stream_;
+  GroupedStream grouped_stream_;
   FusedLayerTail layer_tail_;
   LoraLinear lora_linear_;
   std::vector<DeviceMemory> quantized_;

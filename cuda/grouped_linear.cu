@@ -1,6 +1,6 @@
 // One matrix product an expert, in one launch. A block computes kRows rows of one expert times 64
 // of its output features with mma.sync m16n8k16; both tiles pass through shared memory by cp.async,
-// double-buffered along k. Blocks find their expert from the plan on the device, so a captured
+// four tiles along k deep. Blocks find their expert from the plan on the device, so a captured
 // graph stays right whatever the routing. Bytes: every chosen expert's weights once a 64 rows.
 // Bound: memory at decode sizes.
 #include <algorithm>
@@ -19,7 +19,7 @@ constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kCols = 64;           // output features of a block, 16 a warp
 constexpr int kDepth = 64;          // of a tile
 constexpr int kPitch = kDepth + 8;  // elements between tile rows: no bank conflicts in ldmatrix
-constexpr int kStages = 2;
+constexpr int kStages = 4;
 
 template <typename T>
 struct GroupedArgs {
@@ -125,17 +125,20 @@ __global__ void __launch_bounds__(kThreads) grouped_kernel(GroupedArgs<T> args) 
   const int first_col = blockIdx.x * kCols;
   float acc[kRows / 16][2][4] = {};
   const int steps = (args.depth + kDepth - 1) / kDepth;
-  load_tiles(shared, 0, args, tile, first_col, 0);
-  for (int step = 0; step < steps; ++step) {
-    if (step + 1 < steps) {
-      load_tiles(shared, (step + 1) % kStages, args, tile, first_col, (step + 1) * kDepth);
-      copy_async_wait<1>();
+  // Past the last tile come groups of no copies, so that one number of groups stays in flight.
+  const auto load = [&](int step) {
+    if (step < steps) {
+      load_tiles(shared, step % kStages, args, tile, first_col, step * kDepth);
     } else {
-      copy_async_wait<0>();
+      copy_async_commit();
     }
+  };
+  for (int step = 0; step < kStages - 1; ++step) load(step);
+  for (int step = 0; step < steps; ++step) {
+    copy_async_wait<kStages - 2>();
     __syncthreads();
+    load(step + kStages - 1);  // to where the step before was read
     multiply_tiles(shared, step % kStages, acc);
-    __syncthreads();
   }
   const int lane = threadIdx.x % kWarpSize;
   const int col = first_col + threadIdx.x / kWarpSize * 16 + lane % 4 * 2;

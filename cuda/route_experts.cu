@@ -1,6 +1,9 @@
 // Routing of tokens to experts, and the sum of what experts return. One warp chooses for a token,
 // its logits in registers; one block an expert then finds the expert's pairs in order, so the plan
-// does not depend on timing. Bound: latency.
+// does not depend on timing. Up to 32 pairs are routed by a single block, in one launch instead of
+// two. Bound: latency.
+#include <type_traits>
+
 #include "cuda/common/element.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
@@ -11,7 +14,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kSortThreads = 256;
-constexpr int kPerLane = kMaxExperts / kWarpSize;
+constexpr int kFewThreads = kMaxExperts;
+constexpr int kFewPairs = 32;  // more take longer than a second launch
 
 struct Candidate {
   float logit;
@@ -35,13 +39,11 @@ __device__ Candidate warp_best(Candidate c) {
   return c;
 }
 
-__global__ void __launch_bounds__(kWarps* kWarpSize)
-    choose_kernel(const float* logits, bool renormalize, ExpertPlan plan) {
-  allow_next_kernel();
-  wait_for_previous_kernel();
+// One warp: the experts of a token and their weights. kPerLane: logits of a lane.
+template <int kPerLane>
+__device__ void choose(const float* logits, bool renormalize, const ExpertPlan& plan,
+                       int64_t token) {
   const int lane = threadIdx.x % kWarpSize;
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
-  if (token * plan.experts_per_token >= plan.num_pairs) return;
   float v[kPerLane];
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
@@ -76,6 +78,60 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
   __syncwarp();
   for (int k = lane; k < plan.experts_per_token; k += kWarpSize) {
     plan.weight[token * plan.experts_per_token + k] /= total;
+  }
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(kWarps* kWarpSize)
+    choose_kernel(const float* logits, bool renormalize, ExpertPlan plan) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarpSize;
+  if (token * plan.experts_per_token >= plan.num_pairs) return;
+  choose<kPerLane>(logits, renormalize, plan, token);
+}
+
+// All of it in one block, where pairs are few: a warp a token, then a thread an expert.
+template <int kPerLane>
+__global__ void __launch_bounds__(kFewThreads)
+    route_few_kernel(const float* logits, bool renormalize, ExpertPlan plan) {
+  __shared__ int4 experts[kFewPairs / 4];
+  __shared__ int scratch[kFewThreads / kWarpSize];
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int num_tokens = plan.num_pairs / plan.experts_per_token;
+  for (int t = threadIdx.x / kWarpSize; t < num_tokens; t += kFewThreads / kWarpSize) {
+    choose<kPerLane>(logits, renormalize, plan, t);
+  }
+  __syncthreads();
+  const int num_fours = (plan.num_pairs + 3) / 4;
+  auto* copy = reinterpret_cast<int*>(experts);
+  for (int p = threadIdx.x; p < num_fours * 4; p += kFewThreads) {
+    copy[p] = p < plan.num_pairs ? plan.expert[p] : -1;
+  }
+  __syncthreads();
+  const int expert = threadIdx.x;
+  const bool is_one = expert < plan.num_experts;
+  int count = 0;
+  for (int i = 0; is_one && i < num_fours; ++i) {
+    const int4 e = experts[i];
+    count += (e.x == expert) + (e.y == expert) + (e.z == expert) + (e.w == expert);
+  }
+  int total = 0;
+  int row = block_exclusive_scan(count, scratch, &total);
+  if (is_one) plan.first_row[expert] = row;
+  if (expert == 0) plan.first_row[plan.num_experts] = plan.num_pairs;
+  const auto give_row = [&](int p) {
+    plan.row[p] = row;
+    plan.token_of_row[row] = p / plan.experts_per_token;
+    ++row;
+  };
+  for (int i = 0; count > 0 && i < num_fours; ++i) {
+    const int4 e = experts[i];
+    if (e.x == expert) give_row(4 * i);
+    if (e.y == expert) give_row(4 * i + 1);
+    if (e.z == expert) give_row(4 * i + 2);
+    if (e.w == expert) give_row(4 * i + 3);
   }
 }
 
@@ -132,11 +188,25 @@ void route_experts(const DeviceContext& context, TensorView router_logits, bool 
   check(router_logits.dtype == DType::kFloat32 && plan.num_experts <= kMaxExperts,
         "route_experts: router");
   if (plan.num_pairs == 0) return;
-  const LaunchShape choose{.grid = dim3((router_logits.rows() + kWarps - 1) / kWarps),
-                           .block = dim3(kWarps * kWarpSize)};
-  launch(choose_kernel, choose, context.stream, router_logits.as<const float>(), renormalize, plan);
-  const LaunchShape sort{.grid = dim3(plan.num_experts), .block = dim3(kSortThreads)};
-  launch(sort_kernel, sort, context.stream, plan);
+  const auto route = [&]<int kPerLane>(std::integral_constant<int, kPerLane>) {
+    const auto* logits = router_logits.as<const float>();
+    if (plan.num_pairs <= kFewPairs) {
+      const LaunchShape one{.grid = dim3(1), .block = dim3(kFewThreads)};
+      launch(route_few_kernel<kPerLane>, one, context.stream, logits, renormalize, plan);
+      return;
+    }
+    const LaunchShape choose{.grid = dim3((router_logits.rows() + kWarps - 1) / kWarps),
+                             .block = dim3(kWarps * kWarpSize)};
+    launch(choose_kernel<kPerLane>, choose, context.stream, logits, renormalize, plan);
+    const LaunchShape sort{.grid = dim3(plan.num_experts), .block = dim3(kSortThreads)};
+    launch(sort_kernel, sort, context.stream, plan);
+  };
+  constexpr int kUsual = 128;
+  if (plan.num_experts <= kUsual) {
+    route(std::integral_constant<int, kUsual / kWarpSize>{});
+  } else {
+    route(std::integral_constant<int, kMaxExperts / kWarpSize>{});
+  }
 }
 
 void combine_experts(const DeviceContext& context, TensorView rows, const ExpertPlan& plan,

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/dequantize.h"
+#include "cuda/coded_units.h"
 
 namespace octavo::cuda {
 namespace {
@@ -49,19 +50,46 @@ void convert(const WeightView& view, int64_t begin, int64_t count, DType dtype, 
   }
 }
 
+// Of the matrix itself.
+DType stored_type(DType coding) {
+  return coding == DType::kFloat8Rows ? DType::kFloat8E4M3 : coding;
+}
+
+int64_t matrix_bytes(DType coding, int64_t rows, int64_t cols) {
+  if (has_units(coding)) return unit_layout(coding, rows, cols).size_bytes();
+  return dtype_bytes(stored_type(coding), rows * cols);
+}
+
+int64_t scale_bytes(DType coding, int64_t rows) {
+  return coding == DType::kFloat8Rows ? rows * static_cast<int64_t>(sizeof(float)) : 0;
+}
+
 }  // namespace
 
 CudaLinearWeight::CudaLinearWeight(DType dtype, int64_t out_features, int64_t in_features,
-                                   bool has_bias, bool is_fp8)
+                                   bool has_bias, DType coding)
     : dtype_(dtype),
+      coding_(coding),
       out_features_(out_features),
       in_features_(in_features),
-      matrix_(dtype_bytes(is_fp8 ? DType::kFloat8E4M3 : dtype, out_features * in_features)),
+      matrix_(matrix_bytes(coding, out_features, in_features)),
       bias_(has_bias ? dtype_bytes(dtype, out_features) : 0),
-      scales_(is_fp8 ? out_features * static_cast<int64_t>(sizeof(float)) : 0) {}
+      scales_(scale_bytes(coding, out_features)) {
+  if (!has_units(coding)) return;
+  // Padding is zero, and codes are merged into what is there.
+  check_cuda(cudaMemset(matrix_.data(), 0, matrix_.size_bytes()));
+  check_cuda(cudaDeviceSynchronize());
+}
+
+int64_t CudaLinearWeight::coded_bytes(DType coding, int64_t out_features, int64_t in_features) {
+  return matrix_bytes(coding, out_features, in_features) + scale_bytes(coding, out_features);
+}
+
+DType CudaLinearWeight::matrix_dtype() const { return stored_type(coding_); }
 
 void* CudaLinearWeight::rows_at(int64_t begin, int64_t count) const {
-  check(begin >= 0 && begin + count <= out_features_, "rows outside the weight");
+  check(begin >= 0 && begin + count <= out_features_ && !has_units(coding_),
+        "rows outside the weight");
   return matrix_.as() + dtype_bytes(matrix_dtype(), begin * in_features_);
 }
 
@@ -92,7 +120,8 @@ void WeightUploader::upload(void* target, DType target_dtype, const WeightView& 
   check_cuda(cudaSetDevice(device_));
   auto lane = take_lane();
   const int64_t total = view.rows * view.cols;
-  const int64_t step = kChunkBytes / dtype_info(target_dtype).block_bytes;
+  const DTypeInfo info = dtype_info(target_dtype);
+  const int64_t step = kChunkBytes / info.block_bytes * info.block_elements;
   int chunk = 0;
   for (int64_t begin = 0; begin < total; begin += step) {
     const int64_t count = std::min(step, total - begin);

@@ -14,11 +14,15 @@
 namespace octavo::cuda {
 
 // [out_features, in_features] row-major and [out_features], both of one half type; or the matrix in
-// fp8 with a scale a row, see quantize.h.
+// one of the other forms of LinearOperand: `coding` is that half type, or kFloat8Rows,
+// kFloat8Blocks or kInt4G*.
 class CudaLinearWeight : public LinearWeight {
  public:
   CudaLinearWeight(DType dtype, int64_t out_features, int64_t in_features, bool has_bias,
-                   bool is_fp8 = false);
+                   DType coding);
+
+  // Device bytes of such a matrix with its scales.
+  static int64_t coded_bytes(DType coding, int64_t out_features, int64_t in_features);
 
   int64_t out_features() const override { return out_features_; }
   int64_t in_features() const override { return in_features_; }
@@ -26,9 +30,12 @@ class CudaLinearWeight : public LinearWeight {
     return matrix_.size_bytes() + bias_.size_bytes() + scales_.size_bytes();
   }
 
-  DType dtype() const { return dtype_; }  // of the bias, and of a matrix that is not fp8
-  bool is_fp8() const { return scales_.size_bytes() > 0; }
-  TensorView matrix() const { return rows(0, out_features_); }
+  DType dtype() const { return dtype_; }  // of the bias, and of a matrix that is not coded
+  DType coding() const { return coding_; }
+  TensorView matrix() const {
+    return TensorView::matrix(matrix_.data(), matrix_dtype(), out_features_, in_features_);
+  }
+  // Requires: the matrix lies in rows, not in units.
   TensorView rows(int64_t begin, int64_t count) const {
     return TensorView::matrix(rows_at(begin, count), matrix_dtype(), count, in_features_);
   }
@@ -40,9 +47,10 @@ class CudaLinearWeight : public LinearWeight {
   void* bias_at(int64_t begin, int64_t count) const;
 
  private:
-  DType matrix_dtype() const { return is_fp8() ? DType::kFloat8E4M3 : dtype_; }
+  DType matrix_dtype() const;
 
   DType dtype_;
+  DType coding_;
   int64_t out_features_;
   int64_t in_features_;
   DeviceMemory matrix_;
@@ -57,7 +65,7 @@ class WeightUploader {
   explicit WeightUploader(int device) : device_(device) {}
 
   // Writes the view's elements in order to `target`; complete on return. `target_dtype` is
-  // float32, float16 or bfloat16.
+  // float32, float16, bfloat16 or the view's own.
   void upload(void* target, DType target_dtype, const WeightView& view);
 
  private:

@@ -1,19 +1,27 @@
 // Time, rate and share of the roof of every kernel, for the shapes of Llama-3.1-8B.
 //   bench_kernels [part of a section's name]
+#include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 
 #include "cuda/attention.h"
+#include "cuda/coded_gemm.h"
+#include "cuda/coded_stream.h"
 #include "cuda/common/element.cuh"
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
+#include "cuda/experts.h"
 #include "cuda/fused_layer_tail.h"
+#include "cuda/grouped_stream.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
 #include "cuda/sampler.h"
 #include "cuda/silu_mul.h"
 #include "cuda/stream_linear.h"
+#include "cuda/weights.h"
 #include "fill.cuh"
+#include "fill_codes.cuh"
 #include "timing.h"
 
 namespace octavo::cuda::bench {
@@ -109,6 +117,132 @@ void bench_stream(const Device& device) {
       });
       print_row("stream, gated", shape_text(m, p.k, p.n), gated_us, linear_work(m, p.k, p.n));
     }
+  }
+}
+
+// Weights of one shape that keep codes, several times the L2 cache in all.
+class CodedWeights {
+ public:
+  CodedWeights(DType coding, Projection p) {
+    const int64_t bytes = CudaLinearWeight::coded_bytes(coding, p.n, p.k);
+    for (int i = 0; i < copies_of(bytes); ++i) {
+      weights_.push_back(std::make_unique<CudaLinearWeight>(kType, p.n, p.k, false, coding));
+      fill_operand(weights_.back()->operand());
+    }
+  }
+  int count() const { return static_cast<int>(weights_.size()); }
+  LinearOperand operator[](int i) const { return weights_[i % count()]->operand(); }
+  double bytes() const { return static_cast<double>(weights_[0]->size_bytes()); }
+
+ private:
+  std::vector<std::unique_ptr<CudaLinearWeight>> weights_;
+};
+
+// Few rows by the streaming kernels in passes of 64, many by decoding: where they cross.
+void bench_codes(const Device& device) {
+  print_header("weights that keep codes (share of the roof of their own bytes)");
+  CodedStream linear(device.context);
+  Gemm gemm(device.context);
+  CodedGemm coded_gemm;
+  for (const DType coding : {DType::kInt4G128, DType::kInt4G32, DType::kFloat8Blocks}) {
+    for (const Projection p :
+         {kProjections[0], kProjections[1], kProjections[2], kProjections[3]}) {
+      const CodedWeights weights(coding, p);
+      const std::string name = dtype_info(coding).name.data();
+      for (const int64_t m : {1, 8, 16, 32, 64, 192, 256, 2048}) {
+        const DeviceMemory x = random_halves(m * p.k, 1.0f), out = random_halves(m * p.n);
+        const Work work{weights.bytes() + 2.0 * static_cast<double>(m * (p.k + p.n)),
+                        2.0 * static_cast<double>(m * p.n * p.k)};
+        const int calls = m > 512 ? 3 : 2 * weights.count();
+        const auto stream = [&](int i) {
+          for (int64_t begin = 0; begin < m; begin += CodedStream::kMaxRows) {
+            const int64_t rows = std::min(CodedStream::kMaxRows, m - begin);
+            linear.run(device.context, weights[i], view(x, m, p.k).row_range(begin, rows),
+                       view(out, m, p.n).row_range(begin, rows));
+          }
+        };
+        if (m <= 256) {
+          const double us = time_us(device.stream.get(), calls, stream);
+          print_row("stream " + name, shape_text(m, p.k, p.n), us, work);
+        }
+        if (m <= CodedStream::kMaxRows && p.n == 2 * kIntermediate) {
+          const double us = time_us(device.stream.get(), calls, [&](int i) {
+            linear.run_gated(device.context, weights[i], view(x, m, p.k), view(out, m, p.n / 2));
+          });
+          print_row("gated " + name, shape_text(m, p.k, p.n), us, work);
+        }
+        if (m >= 192) {
+          const double us = time_us(device.stream.get(), calls, [&](int i) {
+            coded_gemm.run(device.context, gemm, weights[i], view(x, m, p.k), view(out, m, p.n));
+          });
+          print_row("decode " + name, shape_text(m, p.k, p.n), us, work);
+        }
+      }
+    }
+  }
+}
+
+// Products of experts, Qwen3-30B-A3B: routing, gate and up, down, sum; and each of the products.
+void bench_experts(const Device& device) {
+  print_header("experts, 128 of them, 8 a token, hidden 2048, intermediate 768");
+  constexpr int64_t kExperts = 128, kPerToken = 8, kIn = 2048, kInner = 768, kBanks = 2;
+  const DeviceContext& context = device.context;
+  const DeviceMemory gate_up = random_halves(kBanks * kExperts * 2 * kInner * kIn);
+  const DeviceMemory down = random_halves(kBanks * kExperts * kIn * kInner);
+  GroupedStream linear(context);
+  for (const int64_t tokens : {1, 2, 8, 32, 64, 128, 256, 512, 2048}) {
+    const int64_t pairs = tokens * kPerToken;
+    const DeviceMemory x = random_halves(tokens * kIn, 1.0f), out = random_halves(tokens * kIn);
+    const DeviceMemory gates = random_halves(pairs * 2 * kInner),
+                       inner = random_halves(pairs * kInner);
+    const DeviceMemory rows = random_halves(pairs * kIn);
+    const DeviceMemory logits(kBanks * tokens * kExperts * 4);
+    fill_floats<<<64, 256>>>(logits.as<float>(), kBanks * tokens * kExperts, 2.0f);
+    const DeviceMemory memory(expert_plan_size(pairs, kExperts) * 4);
+    auto* words = memory.as<int32_t>();
+    const ExpertPlan plan{words,
+                          reinterpret_cast<float*>(words + pairs),
+                          words + 2 * pairs,
+                          words + 3 * pairs,
+                          words + 4 * pairs,
+                          static_cast<int>(pairs),
+                          static_cast<int>(kExperts),
+                          static_cast<int>(kPerToken)};
+    const auto matrix = [](const DeviceMemory& bank, int i, int64_t n, int64_t k) {
+      return TensorView::matrix(bank.as<bf16>() + i % kBanks * n * k, kType, n, k);
+    };
+    const auto route = [&](int i) {
+      const TensorView drawn = TensorView::matrix(
+          logits.as<float>() + i % kBanks * tokens * kExperts, DType::kFloat32, tokens, kExperts);
+      route_experts(context, drawn, true, plan);
+    };
+    const auto stream = [&](int i) {
+      route(i);
+      linear.run_gated(context, matrix(gate_up, i, kExperts * 2 * kInner, kIn),
+                       view(x, tokens, kIn), plan, view(inner, pairs, kInner));
+      linear.run(context, matrix(down, i, kExperts * kIn, kInner), view(inner, pairs, kInner), plan,
+                 view(rows, pairs, kIn), true);
+      combine_experts(context, view(rows, pairs, kIn), plan, view(out, tokens, kIn));
+    };
+    const auto tiles = [&](int i) {
+      route(i);
+      grouped_linear(context, matrix(gate_up, i, kExperts * 2 * kInner, kIn), view(x, tokens, kIn),
+                     true, plan, view(gates, pairs, 2 * kInner));
+      silu_mul(context, view(gates, pairs, 2 * kInner), view(inner, pairs, kInner));
+      grouped_linear(context, matrix(down, i, kExperts * kIn, kInner), view(inner, pairs, kInner),
+                     false, plan, view(rows, pairs, kIn));
+      combine_experts(context, view(rows, pairs, kIn), plan, view(out, tokens, kIn));
+    };
+    const double missed = std::pow(1.0 - static_cast<double>(kPerToken) / kExperts, tokens);
+    const Work work{kExperts * (1.0 - missed) * 6.0 * kIn * kInner,
+                    6.0 * static_cast<double>(pairs * kIn * kInner)};
+    const std::string shape = std::to_string(tokens) + " tokens";
+    print_row("routing", shape, time_us(context.stream, 20, route), {});
+    if (GroupedStream::accepts(plan, matrix(gate_up, 0, kExperts * 2 * kInner, kIn),
+                               view(x, tokens, kIn), kInner)) {
+      print_row("experts, streamed", shape, time_us(context.stream, 4, stream), work);
+    }
+    print_row("experts, by tiles", shape, time_us(context.stream, 4, tiles), work);
   }
 }
 
@@ -423,6 +557,8 @@ int main(int argc, char** argv) {
                   {"prefill", bench_prefill_attention},
                   {"sampling", bench_sampling},
                   {"stream", bench_stream},
+                  {"codes", bench_codes},
+                  {"experts", bench_experts},
                   {"tail", bench_tail},
                   {"gemm", bench_gemm},
                   {"tuned", bench_tuned_gemm}};

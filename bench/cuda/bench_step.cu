@@ -1,16 +1,17 @@
-// Time of whole steps of a Llama geometry on random weights: decode as one graph, prefill eagerly.
-//   bench_step [8b | 8b-lora | 8b-fp8 | 1b [batch ...]]   with batches given: only their decode
-//   steps
+// Time of whole steps of a real geometry on random weights: decode as one graph, prefill eagerly.
+//   bench_step [8b | 8b-lora | 8b-fp8 | 8b-fp8-blocks | 8b-awq | 1b | qwen3-30b-a3b [batch ...]]
+// and qwen3-30b-a3b-fp8-blocks, qwen3-30b-a3b-awq. With batches given: only their decode steps.
 // 8b-lora: each row has one of eight adapters of rank 16 on every projection.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 
 #include "backend/cuda_backend.h"
-#include "cuda/quantize.h"
 #include "cuda/weights.h"
 #include "fill.cuh"
+#include "fill_codes.cuh"
 #include "timing.h"
 
 namespace octavo::cuda::bench {
@@ -19,25 +20,46 @@ namespace {
 struct Geometry {
   const char* name;
   int64_t hidden, intermediate, layers, q_heads, kv_heads, dim, vocab;
-  bool is_fp8;            // the projections
+  DType coding = DType::kBFloat16;  // of the projections
+  int64_t experts = 0;              // with `intermediate` features each
+  int64_t experts_per_token = 0;
   int32_t num_loras = 0;  // adapters that the rows have in turns
 
   int64_t q_width() const { return q_heads * dim; }
   int64_t qkv_width() const { return (q_heads + 2 * kv_heads) * dim; }
-  // Weights that a step reads, in elements.
-  double parameters() const {
-    const int64_t layer = hidden * (qkv_width() + q_width() + 3 * intermediate);
-    return static_cast<double>(layers * layer + vocab * hidden);
+  // Experts that a step of `tokens` reads, when each token draws its own at random.
+  double experts_read(int64_t tokens) const {
+    const double missed =
+        1.0 - static_cast<double>(experts_per_token) / static_cast<double>(experts);
+    return static_cast<double>(experts) * (1.0 - std::pow(missed, static_cast<double>(tokens)));
   }
-  double weight_bytes() const {
+  // Weights of the layers that a step reads, and those that a token is multiplied by; in elements.
+  double read_parameters(int64_t tokens) const { return layer_parameters(experts_read(tokens)); }
+  double parameters() const { return layer_parameters(static_cast<double>(experts_per_token)); }
+  double weight_bytes(int64_t tokens) const {
+    const DTypeInfo info = dtype_info(coding);
     const auto head = static_cast<double>(vocab * hidden);
-    return (parameters() - head) * (is_fp8 ? 1.0 : 2.0) + 2.0 * head;
+    return read_parameters(tokens) * info.block_bytes / info.block_elements + 2.0 * head;
+  }
+
+ private:
+  double layer_parameters(double num_experts) const {
+    const double mlp = experts == 0 ? 1.0 : num_experts;
+    const auto attention = static_cast<double>(hidden * (qkv_width() + q_width()));
+    return static_cast<double>(layers) *
+           (attention + mlp * 3.0 * static_cast<double>(hidden * intermediate));
   }
 };
-constexpr Geometry kGeometries[] = {{"8b", 4096, 14336, 32, 32, 8, 128, 128256, false},
-                                    {"8b-lora", 4096, 14336, 32, 32, 8, 128, 128256, false, 8},
-                                    {"8b-fp8", 4096, 14336, 32, 32, 8, 128, 128256, true},
-                                    {"1b", 2048, 8192, 16, 32, 8, 64, 128256, false}};
+constexpr Geometry kGeometries[] = {
+    {"8b", 4096, 14336, 32, 32, 8, 128, 128256},
+    {"8b-lora", 4096, 14336, 32, 32, 8, 128, 128256, DType::kBFloat16, 0, 0, 8},
+    {"8b-fp8", 4096, 14336, 32, 32, 8, 128, 128256, DType::kFloat8Rows},
+    {"8b-fp8-blocks", 4096, 14336, 32, 32, 8, 128, 128256, DType::kFloat8Blocks},
+    {"8b-awq", 4096, 14336, 32, 32, 8, 128, 128256, DType::kInt4G128},
+    {"1b", 2048, 8192, 16, 32, 8, 64, 128256},
+    {"qwen3-30b-a3b", 2048, 768, 48, 32, 4, 128, 151936, DType::kBFloat16, 128, 8},
+    {"qwen3-30b-a3b-fp8-blocks", 2048, 768, 48, 32, 4, 128, 151936, DType::kFloat8Blocks, 128, 8},
+    {"qwen3-30b-a3b-awq", 2048, 768, 48, 32, 4, 128, 151936, DType::kInt4G128, 128, 8}};
 
 constexpr int64_t kBlock = 16, kMaxTokens = 8192, kMaxSeqs = 256, kMaxLength = 8192 + kBlock;
 constexpr int64_t kLoraRank = 16;
@@ -53,11 +75,13 @@ class Step {
  public:
   Step(Backend& backend, const Geometry& geometry) : backend_(backend), g_(geometry) {
     for (int64_t i = 0; i < g_.layers; ++i) {
+      const int64_t copies = std::max<int64_t>(1, g_.experts);
       layers_.push_back({random_projection(g_.qkv_width(), g_.hidden),
                          random_projection(g_.hidden, g_.q_width()),
-                         random_projection(2 * g_.intermediate, g_.hidden),
-                         random_projection(g_.hidden, g_.intermediate)});
+                         random_projection(copies * 2 * g_.intermediate, g_.hidden),
+                         random_projection(copies * g_.hidden, g_.intermediate)});
     }
+    if (g_.experts > 0) make_experts();
     head_ = filled(backend.create_linear(g_.vocab, g_.hidden, false));
     cache_ = backend.create_kv_cache(
         {g_.layers, g_.kv_heads, g_.dim, kBlock, kCacheTokens / kBlock, DType::kBFloat16});
@@ -70,8 +94,9 @@ class Step {
     delta_ = random_halves(kMaxTokens * g_.hidden);
     qkv_ = random_halves(kMaxTokens * g_.qkv_width());
     attended_ = random_halves(kMaxTokens * g_.q_width());
-    gate_up_ = random_halves(kMaxTokens * 2 * g_.intermediate);
-    gated_ = random_halves(kMaxTokens * g_.intermediate);
+    const int64_t rows = kMaxTokens * std::max<int64_t>(1, g_.experts_per_token);
+    gate_up_ = random_halves(rows * 2 * g_.intermediate);
+    gated_ = random_halves(rows * g_.intermediate);
     logits_ = DeviceMemory(kMaxSeqs * g_.vocab * 4);
     metadata_ = DeviceMemory(int64_t{4} << 20);
     if (g_.num_loras > 0) load_loras();
@@ -163,8 +188,9 @@ class Step {
       if (without != kRope) backend_.rope_and_cache(qkv, rope, inputs_, params, *cache_);
       if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
       ++params.layer;
-      if (without == kNone && layer.qkv.bank == nullptr) {
-        const LinearWeight* next = i + 1 < layers_.size() ? layers_[i + 1].qkv.weight.get() : nullptr;
+      if (without == kNone && layer.qkv.bank == nullptr && g_.experts == 0) {
+        const LinearWeight* next =
+            i + 1 < layers_.size() ? layers_[i + 1].qkv.weight.get() : nullptr;
         has_qkv = backend_.finish_layer({*layer.output.weight, norm, *layer.gate_up.weight,
                                          *layer.down.weight, norm, next, 1e-5f},
                                         {attended, residual, normed, gated, qkv});
@@ -172,6 +198,11 @@ class Step {
       }
       linear(layer.output, attended, delta);
       add_norm();
+      if (g_.experts > 0) {
+        mix(layer, normed, delta, without != kLinears);
+        add_norm();
+        continue;
+      }
       if (without == kSilu) {
         linear(layer.gate_up, normed, gate_up);
       } else if (without == kLinears || layer.gate_up.bank != nullptr) {
@@ -205,11 +236,39 @@ class Step {
     Projection qkv, output, gate_up, down;
   };
 
+  // A layer's experts with other routers' logits for each layer and token.
+  void mix(const Layer& layer, TensorView normed, TensorView delta, bool has_experts) {
+    const int64_t t = normed.rows(), pairs = t * g_.experts_per_token;
+    const TensorView logits =
+        TensorView::matrix(router_logits_.data(), DType::kFloat32, t, g_.experts);
+    backend_.linear(*router_, normed, logits);
+    const auto index = static_cast<int64_t>(&layer - layers_.data());
+    TensorView drawn = logits;
+    drawn.data = random_logits_.as<float>() + index * kMaxTokens % 7919 * g_.experts;
+    const ExpertScratch scratch{
+        TensorView::matrix(plan_.data(), DType::kInt32, 1, expert_plan_size(pairs, g_.experts)),
+        view(gate_up_, pairs, 2 * g_.intermediate), view(gated_, pairs, g_.intermediate),
+        view(expert_out_, pairs, g_.hidden)};
+    const ExpertBank bank{*layer.gate_up.weight, *layer.down.weight, g_.experts,
+                          g_.experts_per_token, true};
+    if (has_experts) backend_.experts(normed, drawn, bank, scratch, delta);
+  }
+
+  void make_experts() {
+    router_ = filled(backend_.create_linear(g_.experts, g_.hidden, false));
+    const int64_t logits = 2 * kMaxTokens * g_.experts, pairs = kMaxTokens * g_.experts_per_token;
+    router_logits_ = DeviceMemory(logits * 4);
+    random_logits_ = DeviceMemory(logits * 4);
+    fill_floats<<<1024, 256>>>(random_logits_.as<float>(), logits, 2.0f);
+    expert_out_ = random_halves(pairs * g_.hidden);
+    plan_ = DeviceMemory(expert_plan_size(pairs, g_.experts) * 4);
+  }
+
   static TensorView view(const DeviceMemory& memory, int64_t rows, int64_t cols) {
     return TensorView::matrix(memory.data(), DType::kBFloat16, rows, cols);
   }
   Projection random_projection(int64_t rows, int64_t cols) {
-    return {filled(backend_.create_projection(rows, cols, false)), nullptr};
+    return {filled(backend_.create_projection(rows, cols, false, g_.coding)), nullptr};
   }
   void load_loras() {
     lora_plan_ = DeviceMemory(lora_plan_size(kMaxTokens, g_.num_loras) * 4);
@@ -238,15 +297,12 @@ class Step {
   static std::unique_ptr<LinearWeight> filled(std::unique_ptr<LinearWeight> weight) {
     const auto& target = static_cast<const CudaLinearWeight&>(*weight);
     const int64_t rows = target.out_features(), cols = target.in_features();
-    if (target.is_fp8()) {
-      const Device device;
-      const DeviceMemory halves = random_halves(rows * cols);
-      quantize_rows(device.context, view(halves, rows, cols), target.matrix(), target.scales());
-      device.stream.synchronize();
-    } else {
+    if (target.coding() == DType::kBFloat16) {
       fill_halves<<<1024, 256>>>(target.matrix().as<uint16_t>(), rows * cols);
+      check_cuda(cudaGetLastError());
+    } else {
+      fill_operand(target.operand());
     }
-    check_cuda(cudaGetLastError());
     return weight;
   }
 
@@ -257,6 +313,8 @@ class Step {
   std::unique_ptr<KVCache> cache_;
   DeviceMemory norm_, rope_, residual_, normed_, delta_, qkv_, attended_, gate_up_, gated_;
   DeviceMemory logits_, metadata_, lora_plan_;
+  DeviceMemory router_logits_, random_logits_, expert_out_, plan_;
+  std::unique_ptr<LinearWeight> router_;
   ForwardInputs inputs_;
   std::vector<int32_t> starts_, lengths_;
 };
@@ -325,7 +383,7 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g,
     const double launch_us = now_us() - begin;
     backend.synchronize();
     const double kv = 4.0 * static_cast<double>(batch * 256 * g.layers * g.kv_heads * g.dim);
-    const double floor_us = (g.weight_bytes() + kv) / kRoofBytesPerSecond * 1e6;
+    const double floor_us = (g.weight_bytes(batch) + kv) / kRoofBytesPerSecond * 1e6;
     step.prepare(batch, 1, 1024);
     step.forward();
     backend.synchronize();
@@ -374,8 +432,7 @@ void bench_prefill(Backend& backend, Step& step, const Geometry& g) {
     step.forward();
     backend.synchronize();
     const double us = wall_us(backend, [&] { step.forward(); });
-    const double flops = 2.0 * (g.parameters() - static_cast<double>(g.vocab * g.hidden)) *
-                         static_cast<double>(tokens);
+    const double flops = 2.0 * g.parameters() * static_cast<double>(tokens);
     std::printf("| %lld | %.2f | %.0f |\n", static_cast<long long>(tokens), us * 1e-3,
                 flops / us * 1e-6);
     std::fflush(stdout);
@@ -395,7 +452,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && std::strcmp(argv[1], geometry.name) != 0) continue;
     octavo::BackendOptions options;
     options.device = "cuda:0";
-    if (geometry.is_fp8) options.quantization = "fp8";
+    options.keep_quantized = true;
     const auto backend = octavo::create_cuda_backend(options);
     Step step(*backend, geometry);
     octavo::cuda::check_cuda(cudaDeviceSynchronize());

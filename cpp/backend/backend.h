@@ -27,15 +27,16 @@ struct BackendOptions {
                                           // backend keeps quantised are not affected
   int32_t num_threads = 0;                // CPU; 0 = the cores this process may run on
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
-  bool keep_quantized = false;            // CPU: GGUF types stay quantised, activations become int8
-                                          // against them; else they become weight_dtype
-  std::string quantization;               // quantises plain types at load; CPU: "int8" or "int4";
-                                          // CUDA: "fp8", projections only
-  bool batch_invariant = false;           // CUDA
-  bool enforce_eager = false;             // CUDA: no graphs
-  bool portable_kernels = false;          // CUDA: only those that run from sm_80 on; for tests
-  std::string gemm_tuning_cache;          // CUDA: file of measured choices of cuBLASLt; "" = none
-  bool tune_gemm = false;                 // CUDA: measure them in warm-up and write that file
+  bool keep_quantized = false;    // quantised types stay so where the backend can, else they
+                                  // become weight_dtype; on the CPU activations become int8
+                                  // against them; CUDA has kInt4G* and kFloat8* only
+  std::string quantization;       // quantises plain types at load; CPU: "int8" or "int4";
+                                  // CUDA: "fp8", projections only
+  bool batch_invariant = false;   // CUDA
+  bool enforce_eager = false;     // CUDA: no graphs
+  bool portable_kernels = false;  // CUDA: only those that run from sm_80 on; for tests
+  std::string gemm_tuning_cache;  // CUDA: file of measured choices of cuBLASLt; "" = none
+  bool tune_gemm = false;         // CUDA: measure them in warm-up and write that file
 };
 
 struct DeviceInfo {
@@ -290,11 +291,18 @@ class Backend {
   // keep quantised blocks as they are, each row range in its own type.
   virtual std::unique_ptr<LinearWeight> create_linear(int64_t out_features, int64_t in_features,
                                                       bool has_bias) = 0;
-  // The same for a projection inside a layer, which may be quantised where embeddings, routers,
-  // experts and the head are not.
+  // The same for a projection inside a layer, which may be quantised where embeddings, routers
+  // and the head are not. `source_dtype` is the type that all its rows come in, a plain one
+  // where they differ: a backend may keep codes only where it knows of them before they come.
   virtual std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
-                                                          bool has_bias) {
+                                                          bool has_bias, DType /*source_dtype*/) {
     return create_linear(out_features, in_features, has_bias);
+  }
+  // The same for the projections of experts, one below the other: tensors of `tensor_rows` rows.
+  virtual std::unique_ptr<LinearWeight> create_experts(int64_t out_features, int64_t in_features,
+                                                       int64_t /*tensor_rows*/,
+                                                       DType /*source_dtype*/) {
+    return create_linear(out_features, in_features, false);
   }
   // Fills rows [row_begin, row_begin + view.rows). Safe to call from several threads on disjoint
   // rows. `view` is only read during the call. Requires: view.cols == in_features.
@@ -303,6 +311,15 @@ class Backend {
   // Bytes that such a weight takes when loaded from `source_dtype`; for planning before any load.
   virtual int64_t linear_bytes(int64_t out_features, int64_t in_features,
                                DType source_dtype) const = 0;
+  virtual int64_t projection_bytes(int64_t out_features, int64_t in_features,
+                                   DType source_dtype) const {
+    return linear_bytes(out_features, in_features, source_dtype);
+  }
+  // Of one tensor of experts.
+  virtual int64_t experts_bytes(int64_t tensor_rows, int64_t in_features,
+                                DType source_dtype) const {
+    return linear_bytes(tensor_rows, in_features, source_dtype);
+  }
   // Converts to float32. `out` is float32 [view.cols] device memory.
   virtual void load_vector(float* out, const WeightView& view) = 0;
 

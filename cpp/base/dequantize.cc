@@ -1,5 +1,6 @@
 #include "base/dequantize.h"
 
+#include <bit>
 #include <cstring>
 
 #include "base/check.h"
@@ -80,6 +81,25 @@ void dequantize_iq4_nl(const uint8_t* __restrict block, float* __restrict out) {
   }
 }
 
+// Group of codes of four bits, see dtype.h.
+template <int kSize>
+void dequantize_int4(const uint8_t* __restrict block, float* __restrict out) {
+  const auto word = load<uint32_t>(block);
+  const float scale = std::bit_cast<float>(word & ~kInt4ZeroMask);
+  const auto zero = static_cast<int>(word & kInt4ZeroMask);
+  for (int i = 0; i < kSize / 2; ++i) {
+    out[2 * i] = scale * static_cast<float>((block[4 + i] & 0xF) - zero);
+    out[2 * i + 1] = scale * static_cast<float>((block[4 + i] >> 4) - zero);
+  }
+}
+
+// Scaled e4m3 values, see dtype.h.
+template <int kSize>
+void dequantize_float8(const uint8_t* __restrict block, float* __restrict out) {
+  const float scale = load<float>(block);
+  for (int i = 0; i < kSize; ++i) out[i] = scale * float8_e4m3_to_float32(block[4 + i]);
+}
+
 template <typename Stored, float (*kConvert)(Stored)>
 void each_value(const uint8_t* source, int64_t num_elements, float* out) {
   constexpr int64_t kBytes = sizeof(Stored);
@@ -133,6 +153,16 @@ void dequantize(DType dtype, const void* source, int64_t num_elements, float* ou
       return each_block<DType::kQ5_K, dequantize_q5_k>(bytes, n, out);
     case DType::kQ6_K:
       return each_block<DType::kQ6_K, dequantize_q6_k>(bytes, n, out);
+    case DType::kInt4G32:
+      return each_block<DType::kInt4G32, dequantize_int4<32>>(bytes, n, out);
+    case DType::kInt4G64:
+      return each_block<DType::kInt4G64, dequantize_int4<64>>(bytes, n, out);
+    case DType::kInt4G128:
+      return each_block<DType::kInt4G128, dequantize_int4<128>>(bytes, n, out);
+    case DType::kFloat8Rows:
+      return each_block<DType::kFloat8Rows, dequantize_float8<64>>(bytes, n, out);
+    case DType::kFloat8Blocks:
+      return each_block<DType::kFloat8Blocks, dequantize_float8<128>>(bytes, n, out);
     case DType::kInt8:
     case DType::kInt32:
     case DType::kInt64:

@@ -6,8 +6,15 @@
 
 namespace octavo {
 
-// The quantised types are the GGUF ones: blocks of `block_elements` values along the last
-// (input-feature) dimension, `block_bytes` bytes each. Source: the GGUF/ggml block layouts.
+// The quantised types are blocks of `block_elements` values along the last (input-feature)
+// dimension, `block_bytes` bytes each: those of GGUF (Source: the GGUF/ggml block layouts), and
+// those that codes of other checkpoints are brought to, whatever their own layout:
+//   kInt4G*        the scale as float32 with the zero, 0 to 16, in place of its last five bits,
+//   then
+//                  codes 2 i and 2 i + 1 in the low and the high half of byte i;
+//                  value = scale (code - zero)
+//   kFloat8Rows    a float32 scale, the same in all blocks of a row, then e4m3 values, a byte each
+//   kFloat8Blocks  the same with scales that differ
 enum class DType : uint8_t {
   kFloat32,
   kFloat16,
@@ -29,6 +36,11 @@ enum class DType : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  kInt4G32,
+  kInt4G64,
+  kInt4G128,
+  kFloat8Rows,
+  kFloat8Blocks,
 };
 
 struct DTypeInfo {
@@ -79,9 +91,27 @@ constexpr DTypeInfo dtype_info(DType dtype) {
       return {"q5_k", 256, 176};
     case DType::kQ6_K:
       return {"q6_k", 256, 210};
+    case DType::kInt4G32:
+      return {"int4_g32", 32, 20};
+    case DType::kInt4G64:
+      return {"int4_g64", 64, 36};
+    case DType::kInt4G128:
+      return {"int4_g128", 128, 68};
+    case DType::kFloat8Rows:
+      return {"float8_rows", 64, 68};
+    case DType::kFloat8Blocks:
+      return {"float8_blocks", 128, 132};
   }
   return {"unknown", 1, 0};
 }
+
+constexpr bool is_int4(DType dtype) {
+  return dtype == DType::kInt4G32 || dtype == DType::kInt4G64 || dtype == DType::kInt4G128;
+}
+constexpr bool is_scaled_float8(DType dtype) {
+  return dtype == DType::kFloat8Rows || dtype == DType::kFloat8Blocks;
+}
+inline constexpr uint32_t kInt4ZeroMask = 31;  // the zero's place in a scale of kInt4G*
 
 constexpr bool is_quantized(DType dtype) { return dtype_info(dtype).block_elements > 1; }
 

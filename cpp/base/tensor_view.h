@@ -45,6 +45,15 @@ struct TensorView {
     return view;
   }
 
+  // Rows [begin, begin + n). Requires: rank 2, inside the view.
+  TensorView row_range(int64_t begin, int64_t n) const {
+    check(rank == 2 && begin + n <= shape[0], "rows outside the view");
+    TensorView view = *this;
+    view.data = static_cast<char*>(data) + dtype_bytes(dtype, begin * row_stride);
+    view.shape[0] = n;
+    return view;
+  }
+
   // Columns [begin, begin + n) of every row, still strided like the parent.
   TensorView columns(int64_t begin, int64_t n) const {
     check(rank == 2 && begin + n <= shape[1], "columns outside the view");

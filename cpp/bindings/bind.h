@@ -4,10 +4,13 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <unordered_map>
 
 #include "base/dtype.h"
 #include "engine/types.h"
+#include "model/weights.h"
 
 namespace octavo::bindings {
 
@@ -24,6 +27,11 @@ pybind11::dict stats_dict(const EngineStats& stats);
 
 // By the names of dtype_info(). Throws: ConfigError.
 DType parse_dtype(std::string_view name);
+
+// Types by names of tensors; what is not named has the type of plain weights. The result refers to
+// `weight_dtypes`.
+using WeightTypes = std::unordered_map<std::string, std::string>;
+Weights::TypeOf type_of(const WeightTypes& weight_dtypes, const EngineConfig& config);
 
 // The contiguous bytes of a Python buffer, held while this lives. The GIL is needed to make and to
 // end it, not in between.

@@ -39,9 +39,10 @@ std::span<const int32_t> words_of(const BufferBytes& bytes) {
 struct Description {
   CodedMatrix matrix;
   DType scale_dtype = DType::kFloat32;
+  DType out_dtype = DType::kFloat32;
 };
 
-// `out` becomes float32, or kQ4_1 blocks when its size says so.
+// `out` becomes float32, or what Description::out_dtype says.
 void decode_matrix(const Description& description, const py::object& codes,
                    const py::object& scales, const py::object& zeros,
                    const py::object& group_of_col, const py::object& out) {
@@ -59,13 +60,16 @@ void decode_matrix(const Description& description, const py::object& codes,
   matrix.group_of_col = words_of(group_bytes);
   validate(matrix);
   const int64_t num_elements = matrix.rows * matrix.cols;
-  if (target.size_bytes() == num_elements * static_cast<int64_t>(sizeof(float))) {
-    decode(matrix, {reinterpret_cast<float*>(target.data()), static_cast<size_t>(num_elements)});
-  } else if (can_repack_q4_1(matrix) &&
-             target.size_bytes() == dtype_bytes(DType::kQ4_1, num_elements)) {
-    repack_q4_1(matrix, {target.data(), static_cast<size_t>(target.size_bytes())});
-  } else {
+  const DType out_dtype = description.out_dtype;
+  const bool is_plain = out_dtype == DType::kFloat32;
+  if ((!is_plain && !can_repack(matrix, out_dtype)) ||
+      target.size_bytes() != dtype_bytes(out_dtype, num_elements)) {
     throw CheckpointError("a quantised matrix does not fit the buffer for it");
+  }
+  if (is_plain) {
+    decode(matrix, {reinterpret_cast<float*>(target.data()), static_cast<size_t>(num_elements)});
+  } else {
+    repack(matrix, out_dtype, {target.data(), static_cast<size_t>(target.size_bytes())});
   }
 }
 
@@ -94,6 +98,9 @@ void bind_coded_matrix(py::module_& module) {
       .def_property(
           "scale_dtype", [](const D& d) { return std::string(dtype_info(d.scale_dtype).name); },
           [](D& d, const std::string& name) { d.scale_dtype = parse_dtype(name); })
+      .def_property(
+          "out_dtype", [](const D& d) { return std::string(dtype_info(d.out_dtype).name); },
+          [](D& d, const std::string& name) { d.out_dtype = parse_dtype(name); })
       .def("decode", &decode_matrix, py::arg("codes"), py::arg("scales"), py::arg("zeros"),
            py::arg("group_of_col"), py::arg("out"));
 }

@@ -165,7 +165,7 @@ void bind_engine_config(py::module_& module) {
 }  // namespace
 
 DType parse_dtype(std::string_view name) {
-  for (int i = 0; i <= static_cast<int>(DType::kQ6_K); ++i) {
+  for (int i = 0; i <= static_cast<int>(DType::kFloat8Blocks); ++i) {
     const auto dtype = static_cast<DType>(i);
     if (dtype_info(dtype).name == name) return dtype;
   }

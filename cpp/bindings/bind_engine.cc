@@ -42,8 +42,10 @@ OutputColumns columns_of(const OutputBatch& batch) {
 
 // LoadedEngine and what Python must keep alive for it.
 struct Handle {
-  Handle(const EngineConfig& config, const ModelConfig& model_config)
-      : loaded(std::make_unique<LoadedEngine>(config, model_config)) {}
+  Handle(const EngineConfig& config, const ModelConfig& model_config,
+         const WeightTypes& weight_dtypes)
+      : loaded(
+            std::make_unique<LoadedEngine>(config, model_config, type_of(weight_dtypes, config))) {}
   // The engine goes first: it writes to the heartbeat's page, and its thread's end is waited for.
   ~Handle() {
     const py::gil_scoped_release release;
@@ -195,8 +197,9 @@ void bind_value_types(py::module_& module) {
 void bind_engine(py::module_& module) {
   bind_value_types(module);
   py::class_<Handle>(module, "Engine")
-      .def(py::init<const EngineConfig&, const ModelConfig&>(), py::arg("engine_config"),
-           py::arg("model_config"), ReleaseGil())
+      .def(py::init<const EngineConfig&, const ModelConfig&, const WeightTypes&>(),
+           py::arg("engine_config"), py::arg("model_config"),
+           py::arg("weight_dtypes") = WeightTypes(), ReleaseGil())
       .def("weight_specs", [](const Handle& h) { return h.loaded->weight_specs(); })
       .def("load_weight", &load_weight, py::arg("name"), py::arg("dtype"), py::arg("rows"),
            py::arg("cols"), py::arg("data"))

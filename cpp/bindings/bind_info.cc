@@ -16,14 +16,11 @@ namespace {
 namespace py = pybind11;
 
 py::dict plan(const EngineConfig& config, const ModelConfig& model_config,
-              const std::unordered_map<std::string, std::string>& weight_dtypes) {
+              const WeightTypes& weight_dtypes) {
   MemoryPlan plan;
   {
     const py::gil_scoped_release release;
-    plan = plan_memory(config, model_config, [&](const WeightSpec& spec) {
-      const auto it = weight_dtypes.find(spec.name);
-      return it == weight_dtypes.end() ? config.backend.weight_dtype : parse_dtype(it->second);
-    });
+    plan = plan_memory(config, model_config, type_of(weight_dtypes, config));
   }
   py::dict result;
   result["weights"] = plan.weight_bytes;
@@ -64,6 +61,13 @@ int count_cuda_devices() {
 
 }  // namespace
 
+Weights::TypeOf type_of(const WeightTypes& weight_dtypes, const EngineConfig& config) {
+  return [&weight_dtypes, plain = config.backend.weight_dtype](const WeightSpec& spec) {
+    const auto it = weight_dtypes.find(spec.name);
+    return it == weight_dtypes.end() ? plain : parse_dtype(it->second);
+  };
+}
+
 py::dict stats_dict(const EngineStats& s) {
   py::dict result;
   const auto set = [&](const char* name, auto value) { result[name] = static_cast<double>(value); };
@@ -103,6 +107,7 @@ void bind_info(py::module_& module) {
              py::arg("weight_dtypes"));
   module.def("lora_targets", &targets, py::arg("model_config"),
              py::call_guard<py::gil_scoped_release>());
+  module.def("weight_specs", &weight_specs, py::arg("engine_config"), py::arg("model_config"));
   module.def("cpu_features", &cpu::cpu_features);
   module.def("has_cuda", &has_cuda);
   module.def("num_cuda_devices", &count_cuda_devices);

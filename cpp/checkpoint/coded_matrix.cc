@@ -1,6 +1,7 @@
 #include "checkpoint/coded_matrix.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -14,8 +15,6 @@ namespace {
 
 constexpr int64_t kCodesPerWord = 8;
 constexpr int64_t kTileRows = 128;  // words of a row of codes that share a cache line, times 8
-constexpr int64_t kBlock = 32;      // columns of a kQ4_1 block
-constexpr int64_t kQ41Bytes = 20;
 constexpr int kAwqRow[kCodesPerWord] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 void require(bool holds, const char* what) {
@@ -146,9 +145,47 @@ void decode_bytes(const CodedMatrix& matrix, std::span<float> out) {
   }
 }
 
-void put_float16(float value, std::byte* out) {
-  const auto half = static_cast<_Float16>(value);
-  std::memcpy(out, &half, sizeof(half));
+template <typename T>
+std::byte* put(T value, std::byte* out) {
+  std::memcpy(out, &value, sizeof(value));
+  return out + sizeof(value);
+}
+
+// The scale rounded to where the zero begins.
+uint32_t int4_term(float scale, int32_t zero) {
+  return ((std::bit_cast<uint32_t>(scale) + (kInt4ZeroMask + 1) / 2) & ~kInt4ZeroMask) |
+         static_cast<uint32_t>(zero);
+}
+
+void repack_words(const CodedMatrix& matrix, int64_t block_size, std::byte* out) {
+  for_tiles(matrix, [&](const Reader& reader, int64_t row, const uint8_t* codes) {
+    std::byte* at = out + row * (matrix.cols / block_size) * (4 + block_size / 2);
+    for (int64_t c = 0; c < matrix.cols; c += block_size) {
+      const int64_t group = reader.group(c);
+      at = put(int4_term(reader.scale(row, group), reader.zero(row, group)), at);
+      for (int64_t j = 0; j < block_size; j += 2) {
+        at = put(static_cast<uint8_t>(codes[c + j] | codes[c + j + 1] << 4), at);
+      }
+    }
+  });
+}
+
+void repack_bytes(const CodedMatrix& matrix, int64_t block_size, std::byte* out) {
+  const Reader reader(matrix);
+  const std::byte* codes = matrix.codes.data();
+  for (int64_t row = 0; row < matrix.rows; ++row) {
+    for (int64_t c = 0; c < matrix.cols; c += block_size, codes += block_size) {
+      const float scale = reader.scale(row, reader.group(c));
+      out = matrix.layout == CodeLayout::kInt8 ? put(static_cast<_Float16>(scale), out)
+                                               : put(scale, out);
+      out = std::copy_n(codes, block_size, out);
+    }
+  }
+}
+
+bool fits_layout(CodeLayout layout, DType dtype) {
+  if (has_words(layout)) return is_int4(dtype);
+  return layout == CodeLayout::kInt8 ? dtype == DType::kQ8_0 : is_scaled_float8(dtype);
 }
 
 }  // namespace
@@ -182,27 +219,24 @@ void decode(const CodedMatrix& matrix, std::span<float> out) {
   }
 }
 
-bool can_repack_q4_1(const CodedMatrix& matrix) {
-  return has_words(matrix.layout) && matrix.cols % kBlock == 0 && matrix.col_block % kBlock == 0 &&
+bool can_repack(const CodedMatrix& matrix, DType dtype) {
+  const int64_t block_size = dtype_info(dtype).block_elements;
+  const bool has_row_scales = matrix.col_block >= matrix.cols;
+  return fits_layout(matrix.layout, dtype) && matrix.cols % block_size == 0 &&
+         (has_row_scales || (dtype != DType::kFloat8Rows && matrix.col_block % block_size == 0)) &&
          matrix.group_of_col.empty();
 }
 
-void repack_q4_1(const CodedMatrix& matrix, std::span<std::byte> out) {
-  check(can_repack_q4_1(matrix), "repack of a matrix whose blocks differ");
-  const int64_t row_bytes = matrix.cols / kBlock * kQ41Bytes;
-  check(std::ssize(out) == matrix.rows * row_bytes, "repack into another size");
-  for_tiles(matrix, [&](const Reader& reader, int64_t row, const uint8_t* codes) {
-    std::byte* block = out.data() + row * row_bytes;
-    for (int64_t c = 0; c < matrix.cols; c += kBlock, block += kQ41Bytes) {
-      const int64_t group = reader.group(c);
-      const float scale = reader.scale(row, group);
-      put_float16(scale, block);
-      put_float16(-scale * static_cast<float>(reader.zero(row, group)), block + 2);
-      for (int64_t j = 0; j < kBlock / 2; ++j) {
-        block[4 + j] = static_cast<std::byte>(codes[c + j] | codes[c + kBlock / 2 + j] << 4);
-      }
-    }
-  });
+void repack(const CodedMatrix& matrix, DType dtype, std::span<std::byte> out) {
+  check(can_repack(matrix, dtype), "repack of a matrix whose blocks differ");
+  check(std::ssize(out) == dtype_bytes(dtype, matrix.rows * matrix.cols),
+        "repack into another size");
+  const int64_t block_size = dtype_info(dtype).block_elements;
+  if (has_words(matrix.layout)) {
+    repack_words(matrix, block_size, out.data());
+  } else {
+    repack_bytes(matrix, block_size, out.data());
+  }
 }
 
 }  // namespace octavo

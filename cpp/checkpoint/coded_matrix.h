@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <span>
 
+#include "base/dtype.h"
+
 namespace octavo {
 
 // How codes lie, and zeros where a scheme has them. Words are int32 and hold eight codes of four
@@ -44,11 +46,13 @@ void validate(const CodedMatrix& matrix);
 // out [rows, cols]. Requires: validate() did not throw.
 void decode(const CodedMatrix& matrix, std::span<float> out);
 
-// The bytes of kQ4_1 blocks, which keep codes and scales as they are and zero * scale rounded to
-// float16. Requires: can_repack_q4_1(), and validate() did not throw.
-void repack_q4_1(const CodedMatrix& matrix, std::span<std::byte> out);
+// Whether blocks of `dtype` hold the matrix's codes as they are: kInt4G* what has words, kQ8_0 what
+// has integers, kFloat8Rows and kFloat8Blocks what has floats; every block has one scale and zero.
+bool can_repack(const CodedMatrix& matrix, DType dtype);
 
-// Whether every block of 32 columns has one scale and one zero.
-bool can_repack_q4_1(const CodedMatrix& matrix);
+// The bytes of such blocks. Scales lose their last five bits in kInt4G*, and become float16 in
+// kQ8_0: those of half precision, in the range of float16, stay as they are.
+// Requires: can_repack(), and validate() did not throw.
+void repack(const CodedMatrix& matrix, DType dtype, std::span<std::byte> out);
 
 }  // namespace octavo

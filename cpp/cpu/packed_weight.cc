@@ -86,7 +86,7 @@ PanelFormat WeightPolicy::plain_format() const {
 PanelFormat WeightPolicy::format_for(DType source, int64_t in_features) const {
   if (in_features % kBlockDepth != 0) return plain_format();
   if (octavo::is_quantized(source)) {
-    return keep_quantized ? panel_format_of(source) : plain_format();
+    return keep_quantized ? panel_format_of(source).value_or(plain_format()) : plain_format();
   }
   return quantize_to.value_or(plain_format());
 }
@@ -124,7 +124,10 @@ int64_t PackedWeight::size_bytes() const {
 void PackedWeight::load_rows(const Loader& loader, int64_t row_begin, const WeightView& view) {
   check(view.cols == in_features_, "weight has the wrong number of columns");
   check(row_begin >= 0 && row_begin + view.rows <= out_features_, "rows outside the weight");
-  const PanelFormat format = loader.policy.format_for(view.dtype, in_features_);
+  PanelFormat format = loader.policy.format_for(view.dtype, in_features_);
+  if (format == PanelFormat::kInt4Min && is_int4(view.dtype) && has_middle_zeros(view)) {
+    format = PanelFormat::kInt4;
+  }
   PanelSegment segment = allocate_segment(format, row_begin, view, loader.arena);
   if (!is_quantized(format)) {
     pack_plain(loader.kernels, view, segment);

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -50,6 +51,26 @@ void decode_q8_0(const std::byte* source, QuantizedBlock& out) {
   out.scale[0] = out.scale[1] = load_half(source);
   out.minimum = 0.0f;
   for (int i = 0; i < 32; ++i) out.quants[i] = bytes(source + 2)[i] ^ 0x80;
+}
+
+uint32_t load_word(const std::byte* p) {
+  uint32_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+
+void decode_int4(const std::byte* source, std::span<QuantizedBlock> out) {
+  const uint32_t term = load_word(source);
+  const float scale = std::bit_cast<float>(term & ~kInt4ZeroMask);
+  const uint8_t* codes = bytes(source + 4);
+  for (QuantizedBlock& block : out) {
+    block.scale[0] = block.scale[1] = scale;
+    block.minimum = -scale * static_cast<float>(term & kInt4ZeroMask);
+    for (int64_t k = 0; k < kBlockDepth; k += 2, ++codes) {
+      block.quants[k] = *codes & 15;
+      block.quants[k + 1] = *codes >> 4;
+    }
+  }
 }
 
 // The 6-bit scale and minimum of sub-block i in the 12 bytes that Q4_K and Q5_K share.
@@ -144,7 +165,7 @@ float rounded_to_half(float value) { return widen_half(narrow_half(value)); }
 
 }  // namespace
 
-PanelFormat panel_format_of(DType dtype) {
+std::optional<PanelFormat> panel_format_of(DType dtype) {
   switch (dtype) {
     case DType::kQ8_0:
       return PanelFormat::kInt8;
@@ -152,16 +173,28 @@ PanelFormat panel_format_of(DType dtype) {
       return PanelFormat::kInt4;
     case DType::kQ4_1:
     case DType::kQ4_K:
+    case DType::kInt4G32:
+    case DType::kInt4G64:
+    case DType::kInt4G128:
       return PanelFormat::kInt4Min;
     case DType::kQ5_K:
       return PanelFormat::kInt5Min;
     case DType::kQ6_K:
       return PanelFormat::kInt6;
     default:
-      break;
+      return std::nullopt;
   }
-  check(false, "not a quantised type");
-  return PanelFormat::kInt8;
+}
+
+bool has_middle_zeros(const WeightView& view) {
+  constexpr uint32_t kMiddle = 8;
+  const DTypeInfo info = dtype_info(view.dtype);
+  const auto* block = static_cast<const std::byte*>(view.data);
+  const auto* end = block + dtype_bytes(view.dtype, view.rows * view.cols);
+  for (; block < end; block += info.block_bytes) {
+    if ((load_word(block) & kInt4ZeroMask) != kMiddle) return false;
+  }
+  return true;
 }
 
 void decode_block(DType dtype, const std::byte* source, std::span<QuantizedBlock> out) {
@@ -178,6 +211,10 @@ void decode_block(DType dtype, const std::byte* source, std::span<QuantizedBlock
       return decode_q45_k(source, bytes(source + 16), bytes(source + 48), out);
     case DType::kQ6_K:
       return decode_q6_k(source, out);
+    case DType::kInt4G32:
+    case DType::kInt4G64:
+    case DType::kInt4G128:
+      return decode_int4(source, out);
     default:
       check(false, "not a quantised type");
   }

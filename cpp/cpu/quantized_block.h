@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "backend/backend.h"
 #include "base/dtype.h"
 #include "cpu/panel_layout.h"
 
@@ -18,10 +20,15 @@ struct QuantizedBlock {
   float minimum;
 };
 
-// The panel format that keeps the quants of a checkpoint type. Requires: is_quantized(dtype).
-PanelFormat panel_format_of(DType dtype);
+// The panel format that keeps the quants of a checkpoint type, if one does. For kInt4G* it is
+// kInt4Min; where has_middle_zeros(), kInt4 keeps them exactly.
+std::optional<PanelFormat> panel_format_of(DType dtype);
+
+// Whether blocks of kInt4G* have no zero but 8.
+bool has_middle_zeros(const WeightView& view);
 
 // Takes apart one checkpoint block of dtype_info(dtype).block_elements weights.
+// The minimum of kInt4G* stands for its zero; what has middle zeros needs none.
 // Requires: out has block_elements / 32 places.
 void decode_block(DType dtype, const std::byte* source, std::span<QuantizedBlock> out);
 

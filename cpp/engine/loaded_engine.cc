@@ -43,11 +43,12 @@ const EngineConfig& validated(const EngineConfig& config) {
 
 }  // namespace
 
-LoadedEngine::LoadedEngine(const EngineConfig& config, const ModelConfig& model_config)
+LoadedEngine::LoadedEngine(const EngineConfig& config, const ModelConfig& model_config,
+                           const Weights::TypeOf& dtype_of)
     : config_(validated(config)),
       backend_(create_backend(config.backend)),
       model_(create_model(model_config, *backend_)) {
-  model_->weights().allocate();
+  model_->weights().allocate(dtype_of);
   if (config.max_loras == 0) return;
   model_->enable_loras(lora_limits(config));
   model_->allocate_loras();
@@ -156,7 +157,7 @@ void LoadedEngine::shutdown() {
 }
 
 MemoryPlan plan_memory(const EngineConfig& config, const ModelConfig& model_config,
-                       const std::function<DType(const WeightSpec&)>& dtype_of) {
+                       const Weights::TypeOf& dtype_of) {
   const std::unique_ptr<Backend> backend = create_backend(validated(config).backend);
   const std::unique_ptr<Model> model = create_model(model_config, *backend);
   model->enable_loras(lora_limits(config));
@@ -169,6 +170,11 @@ std::vector<LoraTarget> lora_targets(const ModelConfig& model_config) {
   options.num_threads = 1;
   const std::unique_ptr<Backend> backend = create_backend(options);
   return lora_targets(create_model(model_config, *backend)->weights());
+}
+
+std::vector<WeightSpec> weight_specs(const EngineConfig& config, const ModelConfig& model_config) {
+  const std::unique_ptr<Backend> backend = create_backend(validated(config).backend);
+  return create_model(model_config, *backend)->weights().specs();
 }
 
 }  // namespace octavo

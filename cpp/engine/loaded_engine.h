@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -25,9 +24,10 @@ namespace octavo {
 // for any thread. A step out of order throws CheckError.
 class LoadedEngine {
  public:
-  // Makes the backend and the empty weights.
+  // Makes the backend and the empty weights; `dtype_of` says how each tensor will come.
   // Throws: ConfigError, UnsupportedModelError, OutOfMemoryError.
-  LoadedEngine(const EngineConfig& config, const ModelConfig& model_config);
+  LoadedEngine(const EngineConfig& config, const ModelConfig& model_config,
+               const Weights::TypeOf& dtype_of);
   ~LoadedEngine();
 
   const std::vector<WeightSpec>& weight_specs() const { return model_->weights().specs(); }
@@ -85,6 +85,10 @@ std::vector<LoraTarget> lora_targets(const ModelConfig& model_config);
 // What would go where, before anything is loaded; `dtype_of` says how each tensor is stored.
 // Throws: ConfigError, UnsupportedModelError, OutOfMemoryError.
 MemoryPlan plan_memory(const EngineConfig& config, const ModelConfig& model_config,
-                       const std::function<DType(const WeightSpec&)>& dtype_of);
+                       const Weights::TypeOf& dtype_of);
+
+// The tensors that such a model asks for, before anything is made.
+// Throws: ConfigError, UnsupportedModelError.
+std::vector<WeightSpec> weight_specs(const EngineConfig& config, const ModelConfig& model_config);
 
 }  // namespace octavo

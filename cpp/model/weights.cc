@@ -1,21 +1,17 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/dequantize.h"
 #include "base/errors.h"
-#include "base/philox.h"
 
 namespace octavo {
 namespace {
 
 constexpr int64_t kVectorAlignmentFloats = 16;  // 64 bytes: whole cache lines, vector loads
 constexpr size_t kMaxNamesInError = 8;
-
-// 2 MiB of bfloat16: stays in a core's L2 while every dummy tensor is cut from it.
-constexpr int64_t kDummyPoolElements = (int64_t{1} << 20) + 1;
-constexpr float kDummyScale = 0.035f;  // uniform with the deviation 0.02 of common initialisers
 
 bool is_weight_type(DType dtype) {
   return dtype != DType::kInt8 && dtype != DType::kInt32 && dtype != DType::kInt64 &&
@@ -43,24 +39,11 @@ void check_view(const WeightSpec& spec, const WeightView& view) {
   }
 }
 
-// Whether `name` is a projection of attention or of a dense MLP: what quantisation at load and
-// adapters apply to. Embeddings, the head, routers and experts are none.
-bool names_projection(std::string_view name) {
-  return name.ends_with("_proj") && name.find("experts") == std::string_view::npos;
-}
-
-uint16_t bfloat16_bits(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  return static_cast<uint16_t>(bits >> 16);
-}
-
-std::vector<uint16_t> make_dummy_pool(uint64_t seed) {
-  std::vector<uint16_t> pool(kDummyPoolElements);
-  for (int64_t i = 0; i < kDummyPoolElements; ++i) {
-    pool[i] = bfloat16_bits((2.0f * philox_uniform(seed, i, 0) - 1.0f) * kDummyScale);
-  }
-  return pool;
+// By the names of checkpoints; routers and heads are plain. What quantisation at load and adapters
+// apply to are projections.
+LinearRole role_of(std::string_view name) {
+  if (name.find(".experts.") != std::string_view::npos) return LinearRole::kExperts;
+  return name.ends_with("_proj") ? LinearRole::kProjection : LinearRole::kPlain;
 }
 
 }  // namespace
@@ -75,7 +58,9 @@ LinearId Weights::declare_linear(std::span<const Projection> parts, int64_t in_f
     if (has_bias) add_spec({part.name + ".bias", 1, rows, WeightKind::kBias, target, row});
     row += rows;
   }
-  linears_.push_back({row, in_features, has_bias, names_projection(parts.front().name), nullptr});
+  const Projection& first = parts.front();
+  linears_.push_back({row, in_features, has_bias, role_of(first.name), first.out_features,
+                      DType::kFloat32, nullptr});
   return {target};
 }
 
@@ -97,11 +82,11 @@ void Weights::add_spec(WeightSpec spec) {
   specs_.push_back(std::move(spec));
 }
 
-int64_t Weights::planned_bytes(const std::function<DType(const WeightSpec&)>& dtype_of) const {
+int64_t Weights::planned_bytes(const TypeOf& dtype_of) const {
   int64_t bytes = vector_floats_ * static_cast<int64_t>(sizeof(float));
   for (const WeightSpec& spec : specs_) {
     if (spec.kind == WeightKind::kMatrix) {
-      bytes += backend_.linear_bytes(spec.rows, spec.cols, dtype_of(spec));
+      bytes += matrix_bytes(spec, dtype_of(spec));
     } else if (spec.kind == WeightKind::kBias) {
       bytes += spec.cols * static_cast<int64_t>(sizeof(float));
     }
@@ -109,18 +94,54 @@ int64_t Weights::planned_bytes(const std::function<DType(const WeightSpec&)>& dt
   return bytes;
 }
 
-void Weights::allocate() {
+std::unique_ptr<LinearWeight> Weights::create(const Linear& linear) {
+  const int64_t rows = linear.out_features, cols = linear.in_features;
+  switch (linear.role) {
+    case LinearRole::kProjection:
+      return backend_.create_projection(rows, cols, linear.has_bias, linear.source_dtype);
+    case LinearRole::kExperts:
+      check(!linear.has_bias, "experts have no bias");
+      return backend_.create_experts(rows, cols, linear.tensor_rows, linear.source_dtype);
+    case LinearRole::kPlain:
+      break;
+  }
+  return backend_.create_linear(rows, cols, linear.has_bias);
+}
+
+int64_t Weights::matrix_bytes(const WeightSpec& spec, DType dtype) const {
+  switch (linears_[spec.target].role) {
+    case LinearRole::kProjection:
+      return backend_.projection_bytes(spec.rows, spec.cols, dtype);
+    case LinearRole::kExperts:
+      return backend_.experts_bytes(spec.rows, spec.cols, dtype);
+    case LinearRole::kPlain:
+      break;
+  }
+  return backend_.linear_bytes(spec.rows, spec.cols, dtype);
+}
+
+void Weights::allocate(const TypeOf& dtype_of) {
   check(is_loaded_ == nullptr, "weights are allocated once");
+  expect_types(dtype_of);
   for (Linear& linear : linears_) {
-    linear.weight =
-        linear.is_projection
-            ? backend_.create_projection(linear.out_features, linear.in_features, linear.has_bias)
-            : backend_.create_linear(linear.out_features, linear.in_features, linear.has_bias);
+    linear.weight = create(linear);
   }
   vectors_ = backend_.allocate(vector_floats_ * static_cast<int64_t>(sizeof(float)));
   is_loaded_ = std::make_unique<std::atomic<bool>[]>(specs_.size());
   for (size_t i = 0; i < specs_.size(); ++i) {
     check(index_.emplace(specs_[i].name, i).second, "a weight is declared twice");
+  }
+}
+
+void Weights::expect_types(const TypeOf& dtype_of) {
+  std::vector<bool> is_known(linears_.size());
+  for (const WeightSpec& spec : specs_) {
+    if (spec.kind != WeightKind::kMatrix) continue;
+    Linear& linear = linears_[spec.target];
+    const DType dtype = dtype_of(spec);
+    const bool is_same = !is_known[spec.target] || linear.source_dtype == dtype;
+    linear.source_dtype = is_same ? dtype : DType::kFloat32;
+    is_known[spec.target] = true;
   }
 }
 
@@ -165,24 +186,34 @@ void Weights::place_vector(const WeightSpec& spec, const WeightView& view) {
 }
 
 void Weights::load_dummy(uint64_t seed) {
-  const std::vector<uint16_t> pool = make_dummy_pool(seed);
+  std::map<DType, DummyPool> pools;
+  const auto pool_of = [&](DType dtype) -> const DummyPool& {
+    return pools.try_emplace(dtype, dtype, seed).first->second;
+  };
   for (size_t i = 0; i < specs_.size(); ++i) {
     const WeightSpec& spec = specs_[i];
     if (spec.kind == WeightKind::kVector) {
-      const std::vector<uint16_t> ones(spec.cols, bfloat16_bits(1.0f));
-      place(spec, {ones.data(), DType::kBFloat16, 1, spec.cols});
+      const std::vector<float> ones(spec.cols, 1.0f);
+      place(spec, {ones.data(), DType::kFloat32, 1, spec.cols});
     } else {
-      place_dummy(spec, pool, i);
+      place_dummy(spec, pool_of(dummy_type(spec)), i);
     }
     is_loaded_[i] = true;
     num_loaded_elements_ += spec.rows * spec.cols;
   }
 }
 
-// Cuts blocks of rows from the pool at a different place each, so that no tensor needs random
-// numbers of its own.
-void Weights::place_dummy(const WeightSpec& spec, std::span<const uint16_t> pool, uint64_t salt) {
-  const auto pool_size = static_cast<int64_t>(pool.size());
+DType Weights::dummy_type(const WeightSpec& spec) const {
+  const Linear& linear = linears_[spec.target];
+  const bool is_coded = spec.kind == WeightKind::kMatrix && linear.role != LinearRole::kPlain &&
+                        has_dummies(linear.source_dtype) &&
+                        spec.cols % dtype_info(linear.source_dtype).block_elements == 0;
+  return is_coded ? linear.source_dtype : DType::kBFloat16;
+}
+
+// Cuts blocks of rows from the pool at a different place each.
+void Weights::place_dummy(const WeightSpec& spec, const DummyPool& pool, uint64_t salt) {
+  const int64_t pool_size = pool.num_elements();
   check(spec.cols <= pool_size / 2, "rows too long for the pool of dummy values");
   const int64_t rows_at_once = std::max<int64_t>(1, pool_size / 2 / spec.cols / 64 * 64);
   for (int64_t row = 0; row < spec.rows; row += rows_at_once) {
@@ -191,7 +222,7 @@ void Weights::place_dummy(const WeightSpec& spec, std::span<const uint16_t> pool
     const uint64_t begin = (salt * 7919 + static_cast<uint64_t>(row) * 104729) % (spare + 1);
     WeightSpec part = spec;
     part.row_begin += row;
-    place(part, {pool.data() + begin, DType::kBFloat16, rows, spec.cols});
+    place(part, {pool.at(static_cast<int64_t>(begin)), pool.dtype(), rows, spec.cols});
   }
 }
 

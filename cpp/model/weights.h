@@ -16,8 +16,12 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/dummy_pool.h"
 
 namespace octavo {
+
+// What is told apart when weights may keep codes.
+enum class LinearRole : uint8_t { kPlain, kProjection, kExperts };
 
 enum class WeightKind : uint8_t { kMatrix, kBias, kVector };
 
@@ -48,6 +52,8 @@ struct Projection {
 
 class Weights {
  public:
+  using TypeOf = std::function<DType(const WeightSpec&)>;
+
   explicit Weights(Backend& backend) : backend_(backend) {}
 
   // Declares one weight made of `parts`, one below the other; with a bias each part has one.
@@ -59,11 +65,12 @@ class Weights {
   const std::vector<WeightSpec>& specs() const { return specs_; }
 
   // Device bytes of all weights when each tensor comes in the dtype that `dtype_of` returns.
-  int64_t planned_bytes(const std::function<DType(const WeightSpec&)>& dtype_of) const;
+  int64_t planned_bytes(const TypeOf& dtype_of) const;
 
-  // Makes the declared weights, still empty. Requires: called once, after the last declaration.
-  // Throws: OutOfMemoryError.
-  void allocate();
+  // Makes the declared weights, still empty; `dtype_of` says how each tensor will come. Projections
+  // whose tensors all come in one type of codes may then take no other.
+  // Requires: called once, after the last declaration. Throws: OutOfMemoryError.
+  void allocate(const TypeOf& dtype_of = [](const WeightSpec&) { return DType::kFloat32; });
 
   // Places one tensor. Safe from several threads for different names. Requires: allocate().
   // Throws: CheckpointError naming the tensor when it is unknown, mis-shaped, mis-typed or came
@@ -71,7 +78,8 @@ class Weights {
   void load(std::string_view name, const WeightView& view);
 
   // Fills every weight with small values that look random and depend on `seed` only, norms with
-  // ones. Requires: allocate(), and no load() before.
+  // ones; projections in the types that allocate() was told. Requires: allocate(), and no load()
+  // before.
   void load_dummy(uint64_t seed);
 
   // Throws: CheckpointError naming the tensors that did not come.
@@ -85,7 +93,9 @@ class Weights {
 
   int64_t num_linears() const { return std::ssize(linears_); }
   // Whether it is a projection of attention or of a dense MLP.
-  bool is_projection(LinearId id) const { return linears_[id.index].is_projection; }
+  bool is_projection(LinearId id) const {
+    return linears_[id.index].role == LinearRole::kProjection;
+  }
 
   const LinearWeight& operator[](LinearId id) const { return *linears_[id.index].weight; }
   const float* operator[](VectorId id) const;
@@ -95,14 +105,20 @@ class Weights {
     int64_t out_features = 0;
     int64_t in_features = 0;
     bool has_bias = false;
-    bool is_projection = false;
+    LinearRole role = LinearRole::kPlain;
+    int64_t tensor_rows = 0;               // of the first tensor
+    DType source_dtype = DType::kFloat32;  // of all its tensors; float32 where they differ
     std::unique_ptr<LinearWeight> weight;
   };
 
   void add_spec(WeightSpec spec);
+  std::unique_ptr<LinearWeight> create(const Linear& linear);
+  int64_t matrix_bytes(const WeightSpec& spec, DType dtype) const;
   void place(const WeightSpec& spec, const WeightView& view);
   void place_vector(const WeightSpec& spec, const WeightView& view);
-  void place_dummy(const WeightSpec& spec, std::span<const uint16_t> pool, uint64_t salt);
+  void place_dummy(const WeightSpec& spec, const DummyPool& pool, uint64_t salt);
+  void expect_types(const TypeOf& dtype_of);
+  DType dummy_type(const WeightSpec& spec) const;
 
   Backend& backend_;
   std::vector<WeightSpec> specs_;

@@ -49,10 +49,11 @@ class CodedMatrix:
     block: tuple[int, int]
     zero_offset: int
     scale_dtype: str
+    out_dtype: str
     def decode(
         self, codes: Buffer, scales: Buffer, zeros: Buffer, group_of_col: Buffer, out: Buffer
     ) -> None:
-        """Write float32, or q4_1 blocks when `out` has their size; CheckpointError otherwise."""
+        """Write float32, or the blocks that out_dtype names; CheckpointError if they do not fit."""
 
 class ModelConfig:
     """Attributes are those of cpp/model/model_config.h."""
@@ -173,7 +174,13 @@ class Engine:
     may be called; shutdown always.
     """
 
-    def __init__(self, engine_config: EngineConfig, model_config: ModelConfig) -> None: ...
+    def __init__(
+        self,
+        engine_config: EngineConfig,
+        model_config: ModelConfig,
+        weight_dtypes: dict[str, str] = ...,
+    ) -> None:
+        """weight_dtypes: how tensors will come, by name; what is not named comes plain."""
     def weight_specs(self) -> list[WeightSpec]: ...
     def load_weight(self, name: str, dtype: str, rows: int, cols: int, data: Buffer) -> None:
         """Copy (and pack) one tensor. Safe from several threads for different names."""
@@ -258,6 +265,9 @@ class Engine:
     def max_model_len(self) -> int: ...
     def shutdown(self) -> None:
         """Abort what runs, publish the last records, join the engine thread."""
+
+def weight_specs(engine_config: EngineConfig, model_config: ModelConfig) -> list[WeightSpec]:
+    """The tensors that such a model asks for, before anything is made."""
 
 def plan_memory(
     engine_config: EngineConfig, model_config: ModelConfig, weight_dtypes: dict[str, str]

@@ -70,10 +70,11 @@ class ServeConfig:
         choices=(AUTO, "bfloat16", "float16", "float32"),
     )
     quantization: str = option(
-        "none: stored quantised weights become --dtype; keep: on the CPU they stay so, faster and "
-        "less exact; int8, int4 (CPU), fp8 (CUDA): plain weights are quantised too",
-        default="none",
-        choices=("none", "keep", "int8", "int4", "fp8"),
+        "none: stored quantised weights become --dtype; keep: they stay so, on the CPU faster and "
+        "less exact; auto: keep on CUDA, none on the CPU; int8, int4 (CPU), fp8 (CUDA): plain "
+        "weights are quantised too",
+        default=AUTO,
+        choices=(AUTO, "none", "keep", "int8", "int4", "fp8"),
     )
     max_model_len: int = option(
         "tokens of prompt and output together; auto: what model and memory allow",

@@ -21,7 +21,13 @@ from octavo.config import ServeConfig, resolve_options
 from octavo.embeddings import embedding_params, finished_embedding
 from octavo.engine.adapters import load_adapters
 from octavo.engine.grammars import MaskMaker, grammar_compiler
-from octavo.engine.settings import adapter_base, engine_config, keeps_codes, to_core_sampling
+from octavo.engine.settings import (
+    adapter_base,
+    engine_config,
+    kept_types,
+    to_core_sampling,
+    weight_types,
+)
 from octavo.errors import (
     ConfigError,
     EngineError,
@@ -356,11 +362,14 @@ def _start(
     info = files.info()
     core = engine_config(config, info, generation)
     base = adapter_base(config, files, core)
-    engine = _core.Engine(core, to_core(info))
-    if config.load_format == "dummy":
+    model = to_core(info)
+    is_dummy = config.load_format == "dummy"
+    tensors = None if is_dummy else files.tensors(kept=kept_types(core))
+    engine = _core.Engine(core, model, weight_types(files, tensors, core, model))
+    if tensors is None:
         engine.load_dummy_weights(config.seed)
     else:
-        load_weights(engine, files.tensors(keep_quantized=keeps_codes(core)))
+        load_weights(engine, tensors)
     engine.finish_loading()
     engine.allocate_kv_cache()
     adapters = load_adapters(config, engine, base)

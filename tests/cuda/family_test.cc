@@ -5,6 +5,7 @@
 #include "checker.h"
 #include "cuda/experts.h"
 #include "cuda/gelu_tanh_mul.h"
+#include "cuda/grouped_stream.h"
 #include "cuda/qk_norm.h"
 #include "cuda/scale.h"
 
@@ -87,7 +88,8 @@ struct ExpertShape {
 // The device's plan, and what it should be.
 class Routed {
  public:
-  Routed(const ExpertShape& s, bool renormalize)
+  // Skewed: the first experts have nearly all tokens.
+  Routed(const ExpertShape& s, bool renormalize, bool is_skewed = false)
       : pairs_(s.tokens * s.per_token),
         memory_(expert_plan_size(pairs_, s.experts) * static_cast<int64_t>(sizeof(int32_t))) {
     auto* words = memory_.as<int32_t>();
@@ -99,7 +101,10 @@ class Routed {
             static_cast<int>(pairs_),
             static_cast<int>(s.experts),
             static_cast<int>(s.per_token)};
-    const auto logits = random_values(s.tokens * s.experts, DType::kFloat32, 2.0f);
+    auto logits = random_values(s.tokens * s.experts, DType::kFloat32, 2.0f);
+    for (int64_t t = 0; is_skewed && t < s.tokens; ++t) {
+      for (int64_t e = 0; e < s.per_token; ++e) logits[t * s.experts + e] += 8.0f;
+    }
     const Array device_logits(DType::kFloat32, logits);
     route_experts(context(), device_logits.matrix(s.tokens, s.experts), renormalize, plan);
     synchronize();
@@ -181,6 +186,86 @@ CUDA_TEST(grouped_linear_matches_reference) {
       expect_close(out.download(), ref, tolerance_of(dtype), "grouped " + std::to_string(s.tokens));
     }
   }
+}
+
+// Rows of the plan: pairs in the order of their experts.
+std::vector<int64_t> row_order(const Routed& routed, int64_t pairs) {
+  std::vector<int64_t> order(pairs);
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, {}, [&](int64_t p) { return routed.experts[p]; });
+  return order;
+}
+
+// The gated product of `s`, and the product that leads back from it, at sampled elements.
+void check_grouped_stream(const ExpertShape& s, DType dtype, bool is_skewed) {
+  const Routed routed(s, true, is_skewed);
+  const int64_t pairs = s.tokens * s.per_token;
+  const auto x = random_values(s.tokens * s.in, dtype);
+  const auto w = random_values(s.experts * 2 * s.out * s.in, dtype, 0.1f);
+  const auto back = random_values(s.experts * s.in * s.out, dtype, 0.1f);
+  const Array device_x(dtype, x), device_w(dtype, w), device_back(dtype, back);
+  const Array gated(dtype, pairs * s.out), out(dtype, pairs * s.in);
+  GroupedStream linear(context());
+  const auto run = [&] {
+    linear.run_gated(context(), device_w.matrix(s.experts * 2 * s.out, s.in),
+                     device_x.matrix(s.tokens, s.in), routed.plan, gated.matrix(pairs, s.out));
+    linear.run(context(), device_back.matrix(s.experts * s.in, s.out), gated.matrix(pairs, s.out),
+               routed.plan, out.matrix(pairs, s.in), true);
+    return std::pair(gated.download(), out.download());
+  };
+  const auto found = run();
+  const auto order = row_order(routed, pairs);
+  std::vector<float> got, got_back;
+  std::vector<double> ref, ref_back;
+  const auto product = [](const float* a, const float* b, int64_t size) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < size; ++i) sum += double{a[i]} * b[i];
+    return sum;
+  };
+  for (int i = 0; i < 600; ++i) {
+    const int64_t row = i < 2 ? i * (pairs - 1) : random_int(0, pairs - 1);
+    const int64_t c = i < 2 ? i * (s.out - 1) : random_int(0, s.out - 1);
+    const int64_t c_back = i < 2 ? i * (s.in - 1) : random_int(0, s.in - 1);
+    const int64_t expert = routed.experts[order[row]];
+    const float* token = &x[order[row] / s.per_token * s.in];
+    const double gate = product(token, &w[(expert * 2 * s.out + c) * s.in], s.in);
+    const double up = product(token, &w[((expert * 2 + 1) * s.out + c) * s.in], s.in);
+    ref.push_back(gate / (1.0 + std::exp(-gate)) * up);
+    got.push_back(found.first[row * s.out + c]);
+    ref_back.push_back(
+        product(&found.first[row * s.out], &back[(expert * s.in + c_back) * s.out], s.out));
+    got_back.push_back(found.second[row * s.in + c_back]);
+  }
+  const std::string name = "grouped stream " + std::to_string(s.tokens) + " tokens, " +
+                           std::to_string(s.experts) + " experts" + (is_skewed ? ", skewed" : "");
+  expect_close(got, ref, 2 * tolerance_of(dtype), name + ", gated");
+  expect_close(got_back, ref_back, tolerance_of(dtype), name);
+  const auto has_nan = [](const std::vector<float>& v) {
+    return std::ranges::any_of(v, [](float f) { return std::isnan(f); });
+  };
+  expect(!has_nan(found.first) && !has_nan(found.second), name + ": NaN");
+  expect(run() == found, name + ": differs from run to run");
+}
+
+CUDA_TEST(grouped_stream_matches_reference) {
+  for (const DType dtype : kHalfTypes) {
+    for (const bool is_skewed : {false, true}) {
+      for (const ExpertShape& s :
+           {ExpertShape{1, 8, 2, 64, 64}, ExpertShape{1, 16, 8, 2048, 768},
+            ExpertShape{3, 128, 8, 256, 64}, ExpertShape{64, 128, 8, 512, 192},
+            ExpertShape{130, 8, 2, 192, 128}, ExpertShape{256, 128, 8, 128, 64},
+            ExpertShape{500, 128, 8, 64, 64}, ExpertShape{2000, 5, 1, 192, 64},
+            ExpertShape{17, 512, 10, 128, 192}}) {
+        check_grouped_stream(s, dtype, is_skewed);
+      }
+    }
+  }
+}
+
+// Small enough for compute-sanitizer.
+CUDA_TEST(small_grouped_streams) {
+  check_grouped_stream({1, 8, 2, 128, 64}, DType::kBFloat16, false);
+  check_grouped_stream({40, 16, 2, 128, 192}, DType::kBFloat16, true);
 }
 
 }  // namespace

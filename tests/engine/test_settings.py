@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octavo.config import ServeConfig
-from octavo.engine.settings import quantize_to, step_tokens, tuning_cache
+from octavo.engine.settings import keeps_codes, quantize_to, step_tokens, tuning_cache
 from octavo.errors import ConfigError
 
 
@@ -44,6 +44,24 @@ def test_weights_are_quantised_as_asked(quantization: str, device: str, expected
 def test_a_device_that_cannot_quantise_so_is_refused(quantization: str, device: str) -> None:
     with pytest.raises(ConfigError, match=f"{quantization} needs --device"):
         quantize_to(ServeConfig(quantization=quantization), device)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "on_cpu", "on_cuda"),
+    [
+        ("auto", False, True),
+        ("none", False, False),
+        ("keep", True, True),
+        ("int4", True, True),
+        ("fp8", True, True),
+    ],
+)
+def test_codes_are_kept_on_cuda_and_where_asked(
+    quantization: str, on_cpu: bool, on_cuda: bool
+) -> None:
+    config = ServeConfig(quantization=quantization)
+    assert keeps_codes(config, "cpu") == on_cpu
+    assert keeps_codes(config, "cuda:0") == on_cuda
 
 
 def test_the_tuning_cache_is_where_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
-"""Write a small checkpoint of every family with the log-probabilities of transformers.
+"""Write a small checkpoint of every family and of every way to quantise, with log-probabilities.
 
     PYTHONPATH=python:tests python tests/gpu/write_families.py DIRECTORY
 
-check_families.py compares. Sizes are those that GPU kernels take, weights are bfloat16, the
-reference computes in float32.
+check_families.py compares. Sizes are those that GPU kernels take, weights are bfloat16 or codes,
+the reference is that of transformers in float32, on the values that the codes stand for.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import LlamaConfig
 
+from parity.quantized_checkpoint import SCHEMES, WIDE, quantize
 from parity.reference import logprobs_of
 from parity.tiny_families import FAMILIES
 from parity.tiny_llama import SIZES, make, random_prompts, save
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 HIDDEN, HEADS, HEAD_DIM = 128, 4, 64
 DEVIATION = 0.8  # of weights; less than in float32, so that roundings do not grow
@@ -52,26 +54,40 @@ def gpu_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return sized
 
 
+def write_reference(model: PreTrainedModel, lengths: tuple[int, ...], directory: Path) -> None:
+    """Prompts, and the log-probability of each of their tokens but the first."""
+    cases = []
+    for prompt in random_prompts(lengths, SIZES["vocab_size"]):
+        expected = logprobs_of(model, prompt)
+        cases.append(
+            {
+                "prompt": prompt,
+                "logprobs": [expected[i, id_].item() for i, id_ in enumerate(prompt[1:])],
+            }
+        )
+    (directory / "reference.json").write_text(json.dumps(cases))
+
+
+def rounded(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose weights are values of bfloat16."""
+    return make(config, deviation=DEVIATION).to(torch.bfloat16).float()
+
+
 def main() -> None:
-    """Write a directory a family."""
+    """Write a directory a family, and one a scheme."""
     root = Path(sys.argv[1])
     for name, family in FAMILIES.items():
         directory = root / name
         directory.mkdir(parents=True)
-        model = make(gpu_config(family.config), deviation=DEVIATION).to(torch.bfloat16).float()
+        model = rounded(gpu_config(family.config))
         save(model.to(torch.bfloat16), directory)
-        model = model.float()
         lengths = LONG_LENGTHS if name == "phi3" else LENGTHS
-        cases = []
-        for prompt in random_prompts(lengths, SIZES["vocab_size"]):
-            expected = logprobs_of(model, prompt)
-            cases.append(
-                {
-                    "prompt": prompt,
-                    "logprobs": [expected[i, id_].item() for i, id_ in enumerate(prompt[1:])],
-                }
-            )
-        (directory / "reference.json").write_text(json.dumps(cases))
+        write_reference(model.float(), lengths, directory)
+    for name in SCHEMES:
+        directory = root / name
+        directory.mkdir(parents=True)
+        reference = quantize(rounded(LlamaConfig(**WIDE)), directory, name)
+        write_reference(reference, LENGTHS, directory)
 
 
 main()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, MixtralConfig
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams, _core
+from octavo.model.config import to_core
+from octavo.model.files import ModelFiles
+from octavo.model.resolve import ResolvedModel
+from parity.quantized_checkpoint import SCHEMES, WIDE, quantize
 from parity.reference import Comparison
-from parity.tiny_llama import SIZES, make, random_prompts, save
+from parity.tiny_llama import SIZES, make, random_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -24,173 +23,22 @@ if TYPE_CHECKING:
 GREEDY = SamplingParams(
     temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=3, prompt_logprobs=3
 )
-WIDE = {**SIZES, "hidden_size": 256, "intermediate_size": 384, "num_key_value_heads": 2}
-AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-
-Tensors = dict[str, torch.Tensor]
-# A quantiser: from a weight to its tensors by suffix, and the weight that they stand for.
-Quantizer = "Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]"
-
-
-def words(codes: torch.Tensor, order: list[int] | None = None) -> torch.Tensor:
-    """Codes of four bits, eight to a word along the last dimension."""
-    split = codes.numpy().astype(np.uint32).reshape(*codes.shape[:-1], -1, 8)
-    packed = np.zeros(split.shape[:-1], np.uint32)
-    for j, source in enumerate(order or range(8)):
-        packed |= split[..., source] << np.uint32(4 * j)
-    return torch.from_numpy(packed.view(np.int32))
-
-
-def fp8(scale_of: Callable[[torch.Tensor], torch.Tensor], suffix: str = ".weight_scale") -> Any:
-    """Codes of float8 with scales that are spread over the matrix."""
-
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        scale = scale_of(weight)
-        spread = scale
-        if scale.ndim == 2 and scale.shape[1] > 1:
-            spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
-            spread = spread[: weight.shape[0], : weight.shape[1]]
-        codes = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
-        return {".weight": codes, suffix: scale}, codes.float() * spread
-
-    return quantize
-
-
-def block_scales(weight: torch.Tensor) -> torch.Tensor:
-    rows, cols = -(-weight.shape[0] // 128), -(-weight.shape[1] // 128)
-    tiles = [[weight[128 * i : 128 * i + 128, 128 * j : 128 * j + 128].abs().max() / 448
-              for j in range(cols)] for i in range(rows)]  # fmt: skip
-    return torch.tensor(tiles)
-
-
-def int8_channels(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    codes = (weight / scale).round().to(torch.int8)
-    return {".weight": codes, ".weight_scale": scale}, codes.float() * scale
-
-
-def grouped(weight: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes [rows, cols], float16 scales and integer zeros [rows, groups], fifteen steps each."""
-    split = weight.reshape(weight.shape[0], -1, size)
-    low, high = split.amin(2), split.amax(2)
-    scale = ((high - low) / 15).half().float()
-    zero = (-low / scale).round().clamp(0, 15)
-    codes = (split / scale[..., None] + zero[..., None]).round().clamp(0, 15)
-    return codes.reshape(weight.shape).int(), scale, zero.int()
-
-
-def value(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    size = codes.shape[1] // scale.shape[1]
-    return (codes - zero.repeat_interleave(size, 1)) * scale.repeat_interleave(size, 1)
-
-
-def awq(size: int) -> Any:
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        codes, scale, zero = grouped(weight, size)
-        tensors = {
-            ".qweight": words(codes.T.contiguous(), AWQ_ORDER),
-            ".qzeros": words(zero.T.contiguous(), AWQ_ORDER),
-            ".scales": scale.T.contiguous().half(),
-        }
-        return tensors, value(codes, scale, zero)
-
-    return quantize
-
-
-def gptq(size: int, *, act_order: bool = False, version: int = 1) -> Any:
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        cols = weight.shape[1]
-        order = torch.randperm(cols, generator=torch.Generator().manual_seed(3))
-        order = order if act_order else torch.arange(cols)
-        codes, scale, zero = grouped(weight[:, order], size)
-        zero = zero.clamp(min=1)  # the first version cannot store a zero of 0
-        inverse = order.argsort()
-        decoded = value(codes, scale, zero)[:, inverse]
-        tensors = {
-            ".qweight": words(codes[:, inverse]).T.contiguous(),
-            ".qzeros": words((zero - (2 - version)).T.contiguous()),
-            ".scales": scale.T.contiguous().half(),
-            ".g_idx": (inverse // size).int(),
-        }
-        return tensors, decoded
-
-    return quantize
-
-
-def packed(size: int, *, symmetric: bool) -> Any:
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        codes, scale, zero = grouped(weight, size)
-        scale = scale.bfloat16().float()
-        zero = torch.full_like(zero, 8) if symmetric else zero
-        tensors = {
-            ".weight_packed": words(codes),
-            ".weight_scale": scale.bfloat16(),
-            ".weight_shape": torch.tensor(weight.shape),
-        }
-        if not symmetric:
-            tensors[".weight_zero_point"] = words(zero.T.contiguous()).T.contiguous()
-        return tensors, value(codes, scale, zero)
-
-    return quantize
-
-
-def compressed(**weights: Any) -> dict[str, Any]:
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    return {"quant_method": "compressed-tensors", "config_groups": groups}
-
-
-def four_bits(size: int) -> dict[str, Any]:
-    return compressed(num_bits=4, type="int", strategy="group", group_size=size)
-
-
-FP8_TENSOR = compressed(num_bits=8, type="float", strategy="tensor")
-GPTQ = {"quant_method": "gptq", "bits": 4, "desc_act": False}
-SCHEMES: dict[str, tuple[dict[str, Any], Any]] = {
-    "fp8-tensor": (FP8_TENSOR, fp8(lambda w: (w.abs().max() / 448).reshape(1))),
-    "fp8-scalar": ({"quant_method": "fp8"}, fp8(lambda w: w.abs().max() / 448)),
-    "fp8-channel": (FP8_TENSOR, fp8(lambda w: w.abs().amax(1, keepdim=True) / 448)),
-    "fp8-block": (
-        {"quant_method": "fp8", "weight_block_size": [128, 128]},
-        fp8(block_scales, ".weight_scale_inv"),
-    ),
-    "int8-channel": (compressed(num_bits=8, type="int", strategy="channel"), int8_channels),
-    "int4-32-symmetric": (four_bits(32), packed(32, symmetric=True)),
-    "int4-128-zeros": (four_bits(128), packed(128, symmetric=False)),
-    "awq-32": ({"quant_method": "awq", "bits": 4, "group_size": 32}, awq(32)),
-    "awq-64": ({"quant_method": "awq", "bits": 4, "group_size": 64}, awq(64)),
-    "awq-128": ({"quant_method": "awq", "bits": 4, "group_size": 128}, awq(128)),
-    "gptq-32": ({**GPTQ, "group_size": 32}, gptq(32)),
-    "gptq-64": ({**GPTQ, "group_size": 64}, gptq(64)),
-    "gptq-128-act-order": (
-        {**GPTQ, "group_size": 128, "desc_act": True},
-        gptq(128, act_order=True),
-    ),
-    "gptq-v2-64": (
-        {**GPTQ, "group_size": 64, "checkpoint_format": "gptq_v2"},
-        gptq(64, version=2),
-    ),
+# The blocks that codes may stay in; a scheme that is not here is decoded.
+BLOCKS = {
+    "fp8-tensor": "float8_rows",
+    "fp8-scalar": "float8_rows",
+    "fp8-channel": "float8_rows",
+    "fp8-block": "float8_blocks",
+    "int4-32-symmetric": "int4_g32",
+    "int4-128-zeros": "int4_g128",
+    "awq-32": "int4_g32",
+    "awq-64": "int4_g64",
+    "awq-128": "int4_g128",
+    "gptq-32": "int4_g32",
+    "gptq-64": "int4_g64",
+    "gptq-v2-64": "int4_g64",
 }
-
-
-def quantize(model: PreTrainedModel, directory: Path, name: str) -> PreTrainedModel:
-    """Save the model with quantised projections; give it the weights that they stand for."""
-    config, quantizer = SCHEMES[name]
-    save(model, directory)
-    stored, decoded = {}, {}
-    for key, weight in load_file(directory / "model.safetensors").items():
-        stored[key] = decoded[key] = weight
-        is_projection = "proj" in key or ".experts." in key
-        if not is_projection or not key.endswith(".weight"):
-            continue
-        tensors, decoded[key] = quantizer(weight)
-        del stored[key]
-        stored |= {key.removesuffix(".weight") + suffix: t for suffix, t in tensors.items()}
-    save_file(decoded, directory / "model.safetensors")
-    reference = type(model).from_pretrained(directory, dtype=torch.float32)
-    save_file(stored, directory / "model.safetensors")
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
-    return reference.eval()
+KEPT = frozenset(BLOCKS.values())
 
 
 def deltas(directory: Path, model: PreTrainedModel, **options: Any) -> tuple[float, float, int]:
@@ -217,10 +65,55 @@ def test_quantised_experts(name: str, tmp_path: Path) -> None:
     assert deltas(tmp_path, reference, quantization="none")[0] <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["int4-32-symmetric", "awq-64", "gptq-64"])
-def test_codes_of_four_bits_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["int4-32-symmetric", "int4-128-zeros", "awq-64", "gptq-32", "int8-channel-half"]
+)
+def test_codes_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
     """By activations of int8, as those of GGUF files."""
     model = make(LlamaConfig(**WIDE), deviation=0.8)  # so that roundings do not grow
     greatest, mean, _ = deltas(tmp_path, quantize(model, tmp_path, name), quantization="keep")
     assert greatest > 1e-4
     assert mean <= 0.03
+
+
+def test_codes_of_experts_are_multiplied_as_they_are(tmp_path: Path) -> None:
+    config = MixtralConfig(**WIDE, num_local_experts=4, sliding_window=None)
+    model = make(config, deviation=0.8)
+    greatest, mean, _ = deltas(tmp_path, quantize(model, tmp_path, "awq-64"), quantization="keep")
+    assert greatest > 1e-4
+    assert mean <= 0.03
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_codes_stay_in_the_largest_blocks_that_hold_them(name: str, tmp_path: Path) -> None:
+    quantize(make(LlamaConfig(**WIDE)), tmp_path, name)
+    files = ModelFiles(ResolvedModel("tiny", "safetensors", tmp_path))
+    types = {
+        key: entry.dtype
+        for key, entry in files.tensors(kept=KEPT).tensors.items()
+        if key.endswith("_proj.weight")
+    }
+    assert set(types.values()) == {BLOCKS.get(name, "float32")}
+    with_int8 = files.tensors(kept=KEPT | {"q8_0"}).tensors
+    expected = "q8_0" if name == "int8-channel-half" else BLOCKS.get(name, "float32")
+    assert with_int8["model.layers.0.mlp.up_proj.weight"].dtype == expected
+    decoded = files.tensors().tensors
+    assert {decoded[key].dtype for key in types} == {"float32"}
+
+
+@pytest.mark.parametrize("name", ["awq-128", "fp8-block", "fp8-tensor", "int4-32-symmetric"])
+def test_made_up_weights_have_the_types_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    quantize(make(LlamaConfig(**WIDE)), tmp_path, name)
+    files = ModelFiles(ResolvedModel("tiny", "safetensors", tmp_path))
+    stored = files.tensors(kept=KEPT).tensors
+    core, model = _core_of(files)
+    expected = {key: e.dtype for key, e in stored.items() if key.endswith("_proj.weight")}
+    assert files.dummy_types(_core.weight_specs(core, model), KEPT) == expected
+    options = {"load_format": "dummy", "quantization": "keep", "num_gpu_blocks_override": 64}
+    with LLM(str(tmp_path), **options) as llm:
+        [output] = llm.generate([[5, 6, 7]], GREEDY)
+    assert len(output.outputs[0].token_ids) == GREEDY.max_tokens
+
+
+def _core_of(files: ModelFiles) -> tuple[_core.EngineConfig, _core.ModelConfig]:
+    return _core.EngineConfig(), to_core(files.info())

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from octavo import _core
-from octavo.engine.settings import adapter_base, engine_config, keeps_codes
+from octavo.engine.settings import adapter_base, engine_config, kept_types, weight_types
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import RemoteModel
@@ -43,11 +43,9 @@ def _check_files(config: ServeConfig, files: ModelFiles) -> None:
     dummy = config.load_format == "dummy"
     core = engine_config(config, info, files.generation_config())
     adapter_base(config, files, core)
-    dtypes = {}
-    if not dummy:
-        tensors = files.tensors(keep_quantized=keeps_codes(core)).tensors
-        dtypes = {name: entry.dtype for name, entry in tensors.items()}
-    plan = _core.plan_memory(core, to_core(info), dtypes)
+    model = to_core(info)
+    tensors = None if dummy else files.tensors(kept=kept_types(core))
+    plan = _core.plan_memory(core, model, weight_types(files, tensors, core, model))
     tokens = plan["num_blocks"] * config.block_size
     longest = plan["max_model_len"]
     _say("Model", f"{config.model} ({info.architecture}), {files.model.path}")

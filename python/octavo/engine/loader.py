@@ -13,7 +13,13 @@ from octavo.engine.adapters import load_adapters
 from octavo.engine.client import ModelInfo
 from octavo.engine.grammars import grammar_compiler
 from octavo.engine.process import Loaded
-from octavo.engine.settings import adapter_base, engine_config, keeps_codes, to_core_sampling
+from octavo.engine.settings import (
+    adapter_base,
+    engine_config,
+    kept_types,
+    to_core_sampling,
+    weight_types,
+)
 from octavo.model.config import to_core
 from octavo.model.files import ModelFiles
 from octavo.model.resolve import RemoteModel, ResolvedModel, download, resolve_local
@@ -46,10 +52,10 @@ def load(config: ServeConfig, page: StatusPage) -> Loaded:
     model = to_core(info)
     base = adapter_base(config, files, core)
     is_dummy = config.load_format == "dummy"
-    tensors = None if is_dummy else files.tensors(keep_quantized=keeps_codes(core))
-    dtypes = {} if tensors is None else {n: e.dtype for n, e in tensors.tensors.items()}
+    tensors = None if is_dummy else files.tensors(kept=kept_types(core))
+    dtypes = weight_types(files, tensors, core, model)
     _core.plan_memory(core, model, dtypes)  # raises if it cannot fit
-    engine = _core.Engine(core, model)
+    engine = _core.Engine(core, model, dtypes)
     page.enter("loading_weights")
     if tensors is None:
         engine.load_dummy_weights(config.seed)

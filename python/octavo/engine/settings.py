@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from octavo.model.config import ModelInfo
     from octavo.model.files import ModelFiles
     from octavo.model.generation_config import GenerationConfig
+    from octavo.model.tensor_source import TensorSource
     from octavo.sampling_params import SamplingParams
 
 # Fields that have the same name and meaning on both sides.
@@ -44,6 +45,9 @@ _SAME = (
 # gets a token meanwhile: bench/results/2026-11-22-startup.md.
 _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
+_INT4 = frozenset({"int4_g32", "int4_g64", "int4_g128"})
+_KEPT_ON_CPU = _INT4 | {"q8_0"}
+_KEPT_ON_CUDA = _INT4 | {"float8_rows", "float8_blocks"}
 _TEXT_ONLY = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "grammar"})
 
 
@@ -58,7 +62,7 @@ def engine_config(
     core.weight_dtype = weight_dtype(config, info, core.device)
     core.max_num_batched_tokens = step_tokens(config, core.device)
     core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
-    core.keep_quantized = config.quantization in ("keep", "int8", "int4")
+    core.keep_quantized = keeps_codes(config, core.device)
     core.quantization = quantize_to(config, core.device)
     core.num_blocks = config.num_gpu_blocks_override
     core.gemm_tuning_cache = tuning_cache(config)
@@ -89,9 +93,29 @@ def adapter_base(
     return BaseModel(tuple(targets), core.max_lora_rank, turned)
 
 
-def keeps_codes(core: _core.EngineConfig) -> bool:
-    """Whether quantised safetensors keep their codes: the CPU multiplies them as they are."""
-    return core.keep_quantized and core.device == "cpu"
+def keeps_codes(config: ServeConfig, device: str) -> bool:
+    """Whether stored quantised weights stay so: on CUDA unless asked otherwise."""
+    return config.quantization != "none" and (config.quantization != AUTO or device != "cpu")
+
+
+def kept_types(core: _core.EngineConfig) -> frozenset[str]:
+    """The types that codes of safetensors may come in: those that the device multiplies."""
+    if not core.keep_quantized:
+        return frozenset()
+    return _KEPT_ON_CPU if core.device == "cpu" else _KEPT_ON_CUDA
+
+
+def weight_types(
+    files: ModelFiles,
+    tensors: TensorSource | None,
+    core: _core.EngineConfig,
+    model: _core.ModelConfig,
+) -> dict[str, str]:
+    """How tensors will come, by name; without `tensors` as made-up weights."""
+    if tensors is not None:
+        return {name: entry.dtype for name, entry in tensors.tensors.items()}
+    kept = kept_types(core)
+    return files.dummy_types(_core.weight_specs(core, model), kept) if kept else {}
 
 
 def device(config: ServeConfig) -> str:
@@ -138,7 +162,7 @@ def quantize_to(config: ServeConfig, device: str) -> str:
     Raises:
         ConfigError: The device cannot.
     """
-    if config.quantization in ("none", "keep"):
+    if config.quantization in (AUTO, "none", "keep"):
         return ""
     needed = "cuda" if config.quantization == "fp8" else "cpu"
     if not device.startswith(needed):

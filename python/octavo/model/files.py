@@ -12,10 +12,14 @@ from octavo.model.demo import DEMOS
 from octavo.model.json_file import read_bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from octavo import _core
     from octavo.model.chat_template import ChatTemplate
     from octavo.model.config import ModelInfo
     from octavo.model.generation_config import GenerationConfig
     from octavo.model.gguf import GgufModel
+    from octavo.model.quantized import QuantizationConfig
     from octavo.model.resolve import ResolvedModel
     from octavo.model.tensor_source import TensorSource
     from octavo.model.tokenizer import Tokenizer
@@ -109,12 +113,12 @@ class ModelFiles:
             sources["default"], tokenizer.special_tokens, tool_source=sources.get("tool_use")
         )
 
-    def tensors(self, *, keep_quantized: bool = False) -> TensorSource:
+    def tensors(self, *, kept: frozenset[str] = frozenset()) -> TensorSource:
         """The tensors of the checkpoint.
 
         Args:
-            keep_quantized: Whether quantised matrices of safetensors keep their codes where the
-                engine has blocks for them; else they are decoded. GGUF files are read as they are.
+            kept: Types that the codes of quantised safetensors may stay in; what fits none of them
+                is decoded. GGUF files are read as they are.
 
         Raises:
             CheckpointError: A file is damaged or missing.
@@ -122,15 +126,35 @@ class ModelFiles:
         """
         if self.model.kind == "gguf":
             return self._gguf
-        from octavo.model.hf_config import read_hf_config  # noqa: PLC0415 - of one kind
-        from octavo.model.quantized import QuantizedModel, read_quantization  # noqa: PLC0415 - ...
+        from octavo.model.quantized import QuantizedModel  # noqa: PLC0415 - of one kind
         from octavo.model.safetensors_file import SafetensorsModel  # noqa: PLC0415 - of one kind
 
         files = SafetensorsModel(self.model.path)
+        quantization = self._quantization()
+        return files if quantization is None else QuantizedModel(files, quantization, kept=kept)
+
+    def dummy_types(
+        self, specs: Sequence[_core.WeightSpec], kept: frozenset[str]
+    ) -> dict[str, str]:
+        """The types that tensors() would give to `specs` that are quantised, for made-up weights.
+
+        Raises:
+            CheckpointError: The configuration is damaged.
+            UnsupportedModelError: It is quantised in a way that is not supported.
+        """
+        quantization = None if self.model.kind == "gguf" else self._quantization()
+        if quantization is None:
+            return {}
+        from octavo.model.quantized import dummy_types  # noqa: PLC0415 - of one kind
+
+        return dummy_types(quantization, specs, kept)
+
+    def _quantization(self) -> QuantizationConfig | None:
+        from octavo.model.hf_config import read_hf_config  # noqa: PLC0415 - of one kind
+        from octavo.model.quantized import read_quantization  # noqa: PLC0415 - of one kind
+
         given = read_hf_config(self.model.path).quantization_config
-        if not given:
-            return files
-        return QuantizedModel(files, read_quantization(given), keep_quantized=keep_quantized)
+        return read_quantization(given) if given else None
 
     @cached_property
     def _gguf(self) -> GgufModel:

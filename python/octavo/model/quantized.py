@@ -14,7 +14,7 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.model.tensor_source import TensorEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from octavo import _core
     from octavo.model.tensor_source import TensorSource
@@ -38,7 +38,11 @@ _AUXILIARY = (
 _WEIGHT = ".weight"
 _SCALES = {"float32", "float16", "bfloat16"}
 _CODES_PER_WORD = 8
-_Q4_1_BYTES, _Q4_1_BLOCK = 20, 32
+# Blocks that keep codes, the largest first: values and bytes of each.
+_INT4_BLOCKS = {"int4_g128": (128, 68), "int4_g64": (64, 36), "int4_g32": (32, 20)}
+_FLOAT8_ROWS = {"float8_rows": (64, 68)}
+_FLOAT8_BLOCKS = {"float8_blocks": (128, 132)}
+_INT8_BLOCKS = {"q8_0": (32, 34)}
 
 
 class _Weights(msgspec.Struct):
@@ -102,13 +106,12 @@ def _group_weights(config: QuantizationConfig) -> list[_Weights]:
 
 
 class QuantizedModel:
-    """A quantised checkpoint whose matrices are read as float32 or as blocks of four bits.
+    """A quantised checkpoint whose matrices are read as float32 or as blocks of codes.
 
     Args:
         source: The files' own tensors.
         config: How they are quantised.
-        keep_quantized: Whether codes of four bits stay so, as q4_1: exact but for the zeros, which
-            are rounded to float16 after they are multiplied by their scale.
+        kept: The types of blocks that codes may stay in.
 
     Raises:
         CheckpointError: A tensor that belongs to a quantised matrix is missing or mis-shaped.
@@ -116,7 +119,11 @@ class QuantizedModel:
     """
 
     def __init__(
-        self, source: TensorSource, config: QuantizationConfig, *, keep_quantized: bool = False
+        self,
+        source: TensorSource,
+        config: QuantizationConfig,
+        *,
+        kept: frozenset[str] = frozenset(),
     ) -> None:
         self._source = source
         self._entries: dict[str, TensorEntry] = {}
@@ -134,7 +141,7 @@ class QuantizedModel:
                     f"{source.location}: {matrix.scales} is of type {scales}."
                 )
             self._matrices[matrix.name] = matrix
-            self._entries[matrix.name] = matrix.entry(keep_quantized)
+            self._entries[matrix.name] = matrix.entry(kept, scales)
 
     @property
     def location(self) -> str:
@@ -153,7 +160,7 @@ class QuantizedModel:
             self._source.read(name, out)
             return
         try:
-            matrix.read(self._source, out)
+            matrix.read(self._source, self._entries[name].dtype, out)
         except CheckpointError as error:
             raise CheckpointError(f"{self.location}: {name!r}: {error}") from None
 
@@ -171,22 +178,38 @@ class _Matrix(msgspec.Struct, kw_only=True):
     zero_offset: int = 0
     group_of_col: str | None = None
 
-    def entry(self, keep_quantized: bool) -> TensorEntry:
-        """What the engine is told of it."""
+    def entry(self, kept: frozenset[str], scales: str) -> TensorEntry:
+        """What the engine is told of it; `scales` is the type of its scales."""
         size = self.shape[0] * self.shape[1]
-        aligned = self.shape[1] % _Q4_1_BLOCK == self.block[1] % _Q4_1_BLOCK == 0
-        if keep_quantized and self.layout.endswith("4") and aligned and self.group_of_col is None:
-            return TensorEntry("q4_1", self.shape, size // _Q4_1_BLOCK * _Q4_1_BYTES)
+        for dtype, (values, num_bytes) in self._blocks(scales).items():
+            if dtype in kept and self.shape[1] % values == 0:
+                return TensorEntry(dtype, self.shape, size // values * num_bytes)
         return TensorEntry("float32", self.shape, 4 * size)
 
-    def read(self, source: TensorSource, out: memoryview) -> None:
-        """Decode it."""
+    def _blocks(self, scales: str) -> dict[str, tuple[int, int]]:
+        """The types of blocks that hold the codes as they are, whatever the columns."""
+        if self.group_of_col is not None:
+            return {}
+        whole_rows = self.block[1] >= self.shape[1]
+        if self.layout == "float8" and whole_rows:
+            return _FLOAT8_ROWS
+        blocks = _INT4_BLOCKS
+        if self.layout == "float8":
+            blocks = _FLOAT8_BLOCKS
+        elif self.layout == "int8":
+            # Blocks of q8_0 have float16 scales.
+            blocks = {} if scales == "float32" else _INT8_BLOCKS
+        return {k: v for k, v in blocks.items() if whole_rows or self.block[1] % v[0] == 0}
+
+    def read(self, source: TensorSource, dtype: str, out: memoryview) -> None:
+        """Decode it, or bring its codes to blocks of `dtype`."""
         from octavo import _core  # noqa: PLC0415 - only the engine's process loads the extension
 
         matrix: _core.CodedMatrix = _core.CodedMatrix(self.layout, *self.shape)
         matrix.block = self.block
         matrix.zero_offset = self.zero_offset
         matrix.scale_dtype = source.tensors[self.scales].dtype
+        matrix.out_dtype = dtype
         matrix.decode(
             _bytes_of(source, self.codes),
             _bytes_of(source, self.scales),
@@ -194,6 +217,49 @@ class _Matrix(msgspec.Struct, kw_only=True):
             _bytes_of(source, self.group_of_col),
             out,
         )
+
+
+def dummy_types(
+    config: QuantizationConfig, specs: Sequence[_core.WeightSpec], kept: frozenset[str]
+) -> dict[str, str]:
+    """The types of a checkpoint's projections where there is no checkpoint."""
+    found = {}
+    for spec in specs:
+        if not spec.name.endswith("_proj.weight") and ".experts." not in spec.name:
+            continue
+        matrix = _expected(config, (spec.rows, spec.cols))
+        dtype = matrix.entry(kept, "float16").dtype
+        if dtype in kept:
+            found[spec.name] = dtype
+    return found
+
+
+def _expected(config: QuantizationConfig, shape: tuple[int, int]) -> _Matrix:
+    """A matrix as the configuration has it."""
+    weights = next(iter(_group_weights(config)), None)
+    is_words = config.quant_method in {"awq", "gptq"}
+    group = config.group_size
+    layout = "packed4" if is_words else "float8"
+    block = config.weight_block_size
+    if weights is not None:
+        group = weights.group_size or 0
+        layout = {("int", 4): "packed4", ("int", 8): "int8"}.get(
+            (weights.type, weights.num_bits), "float8"
+        )
+        block = weights.block_structure
+    if layout == "float8" and block is not None and len(block) == 2:
+        group = block[1]
+    elif layout == "float8" and weights is None:
+        group = 0
+    return _Matrix(
+        name="",
+        layout=layout,
+        shape=shape,
+        block=(1, group if group > 0 else shape[1]),
+        codes="",
+        scales="",
+        group_of_col="" if config.desc_act else None,
+    )
 
 
 def _bytes_of(source: TensorSource, name: str | None) -> bytearray:

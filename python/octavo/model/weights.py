@@ -37,6 +37,11 @@ _DTYPES = frozenset(
         "q4_k",
         "q5_k",
         "q6_k",
+        "int4_g32",
+        "int4_g64",
+        "int4_g128",
+        "float8_rows",
+        "float8_blocks",
     }
 )
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -21,6 +22,7 @@ OCTAVO_TEST_EACH_ISA(QuantizedLinearTest);
 
 constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
                             DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+constexpr DType kInt4Types[] = {DType::kInt4G32, DType::kInt4G64, DType::kInt4G128};
 
 bool has_rounded_scales(DType dtype) { return dtype_info(dtype).block_elements == 256; }
 
@@ -200,6 +202,82 @@ TEST_P(QuantizedLinearTest, KeepsEachRowRangeInItsOwnType) {
       EXPECT_TRUE(same_bits({begin, begin + 20},
                             {expected.begin() + r * 20, expected.begin() + (r + 1) * 20}));
     }
+  }
+}
+
+// Groups of four bits as a checkpoint has them: a scale of half precision and a zero, the middle
+// one where `is_symmetric`.
+QuantizedWeight int4_groups(DType dtype, int64_t rows, int64_t cols, bool is_symmetric) {
+  QuantizedWeight w(dtype, rows, cols, 1);
+  std::mt19937 generator(5);
+  for (int64_t at = 0; at < std::ssize(w.bytes); at += dtype_info(dtype).block_bytes) {
+    const auto scale = static_cast<float>(
+        static_cast<_Float16>(0.001f + static_cast<float>(generator() % 1000) * 3e-5f));
+    const uint32_t term = std::bit_cast<uint32_t>(scale) |
+                          (is_symmetric ? 8 : static_cast<uint32_t>(generator()) % 17);
+    std::memcpy(&w.bytes[at], &term, sizeof(term));
+  }
+  return w;
+}
+
+// The same values in blocks of GGUF: q4_0 where every zero is 8, else q4_1.
+QuantizedWeight as_gguf(const QuantizedWeight& w, bool is_symmetric) {
+  QuantizedWeight blocks(is_symmetric ? DType::kQ4_0 : DType::kQ4_1, w.rows, w.cols, 1);
+  const DTypeInfo info = dtype_info(w.dtype);
+  std::byte* out = blocks.bytes.data();
+  for (int64_t i = 0; i < w.rows * w.cols; i += 32) {
+    const std::byte* source = &w.bytes[i / info.block_elements * info.block_bytes];
+    uint32_t term;
+    std::memcpy(&term, source, sizeof(term));
+    const float scale = std::bit_cast<float>(term & ~kInt4ZeroMask);
+    const auto put_half = [&](float value) {
+      const auto half = static_cast<_Float16>(value);
+      std::memcpy(out, &half, sizeof(half));
+      out += 2;
+    };
+    put_half(scale);
+    if (!is_symmetric) put_half(-scale * static_cast<float>(term & kInt4ZeroMask));
+    const std::byte* codes = source + 4 + i % info.block_elements / 2;
+    const auto code = [&](int k) { return static_cast<int>(codes[k / 2]) >> (k % 2 * 4) & 15; };
+    for (int k = 0; k < 16; ++k) *out++ = static_cast<std::byte>(code(k) | code(k + 16) << 4);
+  }
+  return blocks;
+}
+
+TEST_P(QuantizedLinearTest, GroupsOfFourBitsTakeThePathOfTheirGgufTwins) {
+  const auto b = backend();
+  constexpr int64_t kRows = 7, kIn = 256, kOut = 40;
+  auto x = random_floats(kRows * kIn, 2);
+  for (const DType dtype : kInt4Types) {
+    for (const bool is_symmetric : {true, false}) {
+      const QuantizedWeight groups = int4_groups(dtype, kOut, kIn, is_symmetric);
+      const QuantizedWeight twin = as_gguf(groups, is_symmetric);
+      std::vector<float> results[2];
+      for (const QuantizedWeight* w : {&groups, &twin}) {
+        auto weight = b->create_linear(kOut, kIn, false);
+        b->load_rows(*weight, 0, w->view());
+        EXPECT_EQ(weight->size_bytes(), b->linear_bytes(kOut, kIn, twin.dtype));
+        auto& out = results[w == &twin];
+        out.resize(kRows * kOut);
+        b->linear(*weight, matrix(x, kRows, kIn), matrix(out, kRows, kOut));
+      }
+      EXPECT_TRUE(same_bits(results[0], results[1])) << dtype_info(dtype).name;
+      const auto exact = groups.values(), kept = twin.values();
+      for (size_t i = 0; i < exact.size(); ++i) {
+        // Only scale * zero, at most 16 * 0.031, is rounded, and not where every zero is 8.
+        ASSERT_NEAR(kept[i], exact[i], is_symmetric ? 0.0 : 16 * 0.031 / 2048);
+      }
+    }
+  }
+}
+
+// Types that no panel format keeps become plain.
+TEST_P(QuantizedLinearTest, OtherTypesBecomePlain) {
+  const auto b = backend();
+  for (const DType dtype : {DType::kQ5_0, DType::kIQ4_NL, DType::kQ2_K}) {
+    auto weight = b->create_linear(20, 256, false);
+    b->load_rows(*weight, 0, QuantizedWeight(dtype, 20, 256, 1).view());
+    EXPECT_EQ(weight->size_bytes(), b->linear_bytes(20, 256, DType::kBFloat16));
   }
 }
 

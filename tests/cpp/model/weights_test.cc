@@ -5,7 +5,9 @@
 #include <set>
 #include <thread>
 
+#include "base/dequantize.h"
 #include "base/errors.h"
+#include "model/dummy_pool.h"
 #include "model/reference_backend.h"
 #include "model/tiny_model.h"
 
@@ -149,6 +151,61 @@ TEST(Weights, PlansBytesByTheCheckpointsTypes) {
     return spec.name == "q.weight" ? DType::kFloat32 : DType::kBFloat16;
   });
   EXPECT_EQ(bytes, 8 * 4 + 12 * 2 + 5 * 4 + 16 * 4);
+}
+
+// Notes what it is told of projections, and in which types rows come.
+class NotingBackend : public ReferenceBackend {
+ public:
+  std::unique_ptr<LinearWeight> create_projection(int64_t out_features, int64_t in_features,
+                                                  bool has_bias, DType source) override {
+    sources.push_back(source);
+    return ReferenceBackend::create_projection(out_features, in_features, has_bias, source);
+  }
+  std::unique_ptr<LinearWeight> create_experts(int64_t out_features, int64_t in_features,
+                                               int64_t tensor_rows, DType source) override {
+    experts.emplace_back(tensor_rows, source);
+    return ReferenceBackend::create_experts(out_features, in_features, tensor_rows, source);
+  }
+  void load_rows(LinearWeight& weight, int64_t row_begin, const WeightView& view) override {
+    loaded.insert(view.dtype);
+    ReferenceBackend::load_rows(weight, row_begin, view);
+  }
+
+  std::vector<DType> sources;
+  std::vector<std::pair<int64_t, DType>> experts;
+  std::set<DType> loaded;
+};
+
+TEST(Weights, ProjectionsAreMadeForTheTypeThatAllOfTheirTensorsCome) {
+  NotingBackend backend;
+  Weights weights(backend);
+  const std::array<Projection, 2> qk = {{{"q_proj", 8}, {"k_proj", 8}}};
+  const std::array<Projection, 2> gate_up = {{{"gate_proj", 8}, {"up_proj", 8}}};
+  weights.declare_linear(qk, 64, true);
+  weights.declare_linear(gate_up, 64, false);
+  weights.declare_linear({"lm_head", 8}, 64);
+  weights.declare_linear({"mlp.gate", 4}, 64);
+  const std::array<Projection, 2> down = {
+      {{"mlp.experts.0.down_proj", 24}, {"mlp.experts.1.down_proj", 24}}};
+  weights.declare_linear(down, 64, false);
+  weights.allocate([](const WeightSpec& spec) {
+    return spec.name == "k_proj.weight" ? DType::kBFloat16 : DType::kInt4G32;
+  });
+  EXPECT_EQ(backend.sources, (std::vector{DType::kFloat32, DType::kInt4G32}));
+  EXPECT_EQ(backend.experts, (std::vector{std::pair(int64_t{24}, DType::kInt4G32)}));
+  weights.load_dummy(1);
+  EXPECT_EQ(backend.loaded, (std::set{DType::kBFloat16, DType::kInt4G32}));
+}
+
+TEST(Weights, DummyCodesAreSmall) {
+  for (const DType dtype : {DType::kInt4G32, DType::kInt4G64, DType::kInt4G128, DType::kFloat8Rows,
+                            DType::kFloat8Blocks}) {
+    const DummyPool pool(dtype, 3);
+    std::vector<float> values(1 << 14);
+    dequantize(dtype, pool.at(12345), std::ssize(values), values.data());
+    for (const float value : values) ASSERT_LE(std::abs(value), 0.036f) << dtype_info(dtype).name;
+    EXPECT_GT(std::set(values.begin(), values.end()).size(), 10u);
+  }
 }
 
 TEST(Weights, AnOffsetIsAddedToWhatAVectorsTensorHolds) {
