@@ -19,7 +19,6 @@
 #include "cuda/embedding.h"
 #include "cuda/experts.h"
 #include "cuda/float8_rows.h"
-#include "cuda/fused_layer_tail.h"
 #include "cuda/gather_rows.h"
 #include "cuda/gelu_tanh_mul.h"
 #include "cuda/grouped_stream.h"
@@ -103,7 +102,6 @@ class CudaBackend : public Backend {
         stream_linear_(context_),
         coded_stream_(context_),
         grouped_stream_(context_),
-        layer_tail_(context_),
         attention_(context_) {
     if (activation_dtype_ != DType::kBFloat16 && activation_dtype_ != DType::kFloat16) {
       throw ConfigError("the CUDA backend computes in bfloat16 or float16");
@@ -228,7 +226,7 @@ class CudaBackend : public Backend {
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override {
     const LinearOperand w = as_cuda(weight).operand();
     if (has_units(w.matrix.dtype)) return linear_of_codes(w, x, out);
-    if (streams(w, x) && out.cols() % 2 == 0) {
+    if (streams(x) && out.cols() % 2 == 0) {
       stream_linear_.run(context_, w, x, out);
     } else if (w.scales != nullptr) {
       const QuantizedRows rows = quantize(x);
@@ -246,31 +244,10 @@ class CudaBackend : public Backend {
       }
       return coded_stream_.run_gated(context_, w, x, out);
     }
-    if (!streams(w, x) || out.cols() % 8 != 0) {
+    if (!streams(x) || out.cols() % 8 != 0) {
       return Backend::gated_linear(weight, x, gate_up, out);
     }
     stream_linear_.run_gated(context_, w, x, out);
-  }
-  bool finish_layer(const LayerTail& tail, const LayerTailViews& x) override {
-    LayerTailCall call{.output = as_cuda(tail.output).operand(),
-                       .gate_up = as_cuda(tail.gate_up).operand(),
-                       .down = as_cuda(tail.down).operand(),
-                       .next = {},
-                       .mlp_norm = tail.mlp_norm,
-                       .next_norm = tail.next_norm,
-                       .eps = tail.eps,
-                       .attended = x.attended,
-                       .residual = x.residual,
-                       .normed = x.normed,
-                       .gated = x.gated,
-                       .next_out = x.next_out};
-    if (tail.next != nullptr) call.next = as_cuda(*tail.next).operand();
-    if (!context_.is_hopper || context_.batch_invariant || has_units(call.output.matrix.dtype) ||
-        !FusedLayerTail::accepts(call)) {
-      return false;
-    }
-    layer_tail_.run(context_, call);
-    return true;
   }
   void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override {
     LoraLinear::plan(context_, slots, rows, plan);
@@ -364,8 +341,8 @@ class CudaBackend : public Backend {
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
 
-  bool streams(const LinearOperand& weight, TensorView x) const {
-    return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(weight, x);
+  bool streams(TensorView x) const {
+    return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(x);
   }
 
   // Of coded weights there is no other way.
@@ -499,7 +476,6 @@ class CudaBackend : public Backend {
   StreamLinear stream_linear_;
   CodedStream coded_stream_;
   GroupedStream grouped_stream_;
-  FusedLayerTail layer_tail_;
   LoraLinear lora_linear_;
   std::vector<DeviceMemory> quantized_;
   Attention attention_;

@@ -1,5 +1,5 @@
 // The sums of tiles of W times x, by two warpgroups with 64 rows of W each, and their exchange
-// where several blocks share a tile. For stream_linear.cu and layer_tail.cu; included there only.
+// where several blocks share a tile. For stream_linear.cu; included there only.
 #pragma once
 
 #include "cuda/stream_ring.cuh"

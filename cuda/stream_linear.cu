@@ -1,6 +1,6 @@
-// y = x W^T + b for up to 128 rows of x, at the speed of reading W.
+// y = x W^T + b for up to 64 rows of x, at the speed of reading W.
 //
-// W is the wide operand of wgmma: tiles of 128 rows of W times all rows of x, padded to 8 .. 128
+// W is the wide operand of wgmma: tiles of 128 rows of W times all rows of x, padded to 8 .. 64
 // columns. The tiles' slices of 128 bytes a row, one after the other, are divided evenly among the
 // SMs, so that every SM reads the same number of bytes; a tile may so belong to several blocks. The
 // block that has its first slice collects the sums of the others in their order: the result does
@@ -163,12 +163,8 @@ void launch_columns(const DeviceContext& context, const StreamArgs<T, Out>& args
       return launch_stream<Variant<T, Out, W, 16, kIsGated>>(context, args, maps);
     case 32:
       return launch_stream<Variant<T, Out, W, 32, kIsGated>>(context, args, maps);
-    case 64:
-      return launch_stream<Variant<T, Out, W, 64, kIsGated>>(context, args, maps);
     default:
-      if constexpr (sizeof(W) == 2) {
-        return launch_stream<Variant<T, Out, W, 128, kIsGated>>(context, args, maps);
-      }
+      return launch_stream<Variant<T, Out, W, 64, kIsGated>>(context, args, maps);
   }
 }
 
@@ -180,10 +176,7 @@ StreamLinear::StreamLinear(const DeviceContext& context)
   check_cuda(cudaMemsetAsync(flags_.data(), 0, flags_.size_bytes(), context.stream));
 }
 
-bool StreamLinear::accepts(const LinearOperand& weight, TensorView x) {
-  const int64_t most = weight.scales == nullptr ? kMaxRows : kMaxFp8Rows;
-  return x.rows() <= most && can_stream(x);
-}
+bool StreamLinear::accepts(TensorView x) { return x.rows() <= kMaxRows && can_stream(x); }
 
 struct StreamLinear::Call {
   const LinearOperand& weight;
@@ -195,7 +188,7 @@ struct StreamLinear::Call {
 void StreamLinear::run_call(const DeviceContext& context, const Call& call) {
   const auto& [weight, x, out, is_gated] = call;
   const bool is_fp8 = weight.matrix.dtype == DType::kFloat8E4M3;
-  check(accepts(weight, x) && weight.matrix.cols() == x.cols() && out.row_stride % 2 == 0 &&
+  check(accepts(x) && weight.matrix.cols() == x.cols() && out.row_stride % 2 == 0 &&
             is_fp8 == (weight.scales != nullptr) && (is_fp8 || weight.matrix.dtype == x.dtype),
         "stream_linear: shape");
   if (x.rows() == 0) return;

@@ -13,20 +13,19 @@ namespace octavo::cuda {
 
 class StreamLinear {
  public:
-  static constexpr int64_t kMaxRows = 128;    // above, cuBLASLt is faster
-  static constexpr int64_t kMaxFp8Rows = 64;  // of fp8 weights: above, activations become fp8 too
+  static constexpr int64_t kMaxRows = 64;  // above, cuBLASLt is faster
 
   explicit StreamLinear(const DeviceContext& context);
 
   // Whether such rows can be taken: their number, and that the copy engine can address them.
-  static bool accepts(const LinearOperand& weight, TensorView x);
+  static bool accepts(TensorView x);
 
   // out = x weight^T + bias. x [M, K], out [M, N] of x's type or float32; rows of x and out may be
-  // strided. Requires: accepts(weight, x), N even.
+  // strided. Requires: accepts(x), N even.
   void run(const DeviceContext& context, const LinearOperand& weight, TensorView x, TensorView out);
 
   // out = silu(gate) * up where gate and up are the halves of x weight^T + bias, each rounded to
-  // x's type. weight [2 * I, K], out [M, I] of x's type. Requires: accepts(weight, x), I a
+  // x's type. weight [2 * I, K], out [M, I] of x's type. Requires: accepts(x), I a
   // multiple of 8.
   void run_gated(const DeviceContext& context, const LinearOperand& weight, TensorView x,
                  TensorView out);

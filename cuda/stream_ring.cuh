@@ -1,4 +1,4 @@
-// The ring of shared memory that the warpgroups of stream_linear.cu and layer_tail.cu are fed from.
+// The ring of shared memory that the warpgroups of stream_linear.cu are fed from.
 // Included there only.
 #pragma once
 

@@ -12,7 +12,6 @@
 #include "cuda/cublas_lt.h"
 #include "cuda/embedding.h"
 #include "cuda/experts.h"
-#include "cuda/fused_layer_tail.h"
 #include "cuda/grouped_stream.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_cache.h"
@@ -100,7 +99,7 @@ void bench_stream(const Device& device) {
     const DeviceMemory weights = random_halves(copies * p.n * p.k);
     const DeviceMemory x = random_halves(StreamLinear::kMaxRows * p.k, 1.0f);
     const DeviceMemory out = random_halves(StreamLinear::kMaxRows * p.n);
-    for (const int64_t m : {1, 8, 16, 32, 64, 96, 128}) {
+    for (const int64_t m : {1, 8, 16, 32, 64}) {
       const auto weight = [&](int i) {
         return TensorView::matrix(weights.as<bf16>() + i % copies * p.n * p.k, kType, p.n, p.k);
       };
@@ -108,9 +107,7 @@ void bench_stream(const Device& device) {
         linear.run(device.context, {weight(i)}, view(x, m, p.k), view(out, m, p.n));
       });
       print_row("stream", shape_text(m, p.k, p.n), us, linear_work(m, p.k, p.n));
-      if (m <= StreamLinear::kMaxFp8Rows) {
-        bench_fp8_stream(device, linear, weights, x, out, {m, p});
-      }
+      bench_fp8_stream(device, linear, weights, x, out, {m, p});
       if (p.n != 2 * kIntermediate) continue;
       const double gated_us = time_us(device.stream.get(), 3 * copies, [&](int i) {
         linear.run_gated(device.context, {weight(i)}, view(x, m, p.k), view(out, m, p.n / 2));
@@ -243,53 +240,6 @@ void bench_experts(const Device& device) {
       print_row("experts, streamed", shape, time_us(context.stream, 4, stream), work);
     }
     print_row("experts, by tiles", shape, time_us(context.stream, 4, tiles), work);
-  }
-}
-
-// What follows attention, up to the next q, k, v: as one kernel, and what its linears read.
-void bench_tail(const Device& device) {
-  print_header("tail of a layer");
-  struct Model {
-    const char* name;
-    int64_t hidden, intermediate, qkv;
-  };
-  FusedLayerTail tail(device.context);
-  for (const Model& g : {Model{"8B", 4096, 14336, 6144}, Model{"1B", 2048, 8192, 3072}}) {
-    const int64_t sizes[] = {g.hidden * g.hidden, 2 * g.intermediate * g.hidden,
-                             g.intermediate * g.hidden, g.qkv * g.hidden};
-    const int64_t layer = sizes[0] + sizes[1] + sizes[2] + sizes[3];
-    const int copies = copies_of(layer * 2);
-    const DeviceMemory weights = random_halves(copies * layer);
-    const DeviceMemory norm(g.hidden * 4);
-    fill_floats<<<64, 256>>>(norm.as<float>(), g.hidden, 1.0f);
-    for (const int64_t m : {1, 8, 16, 32, 64, 96, 128}) {
-      const DeviceMemory attended = random_halves(m * g.hidden, 1.0f);
-      const DeviceMemory residual = random_halves(m * g.hidden, 1.0f);
-      const DeviceMemory normed = random_halves(m * g.hidden), next = random_halves(m * g.qkv);
-      const DeviceMemory gated = random_halves(m * g.intermediate);
-      const double us = time_us(device.stream.get(), 4 * copies, [&](int i) {
-        const bf16* at = weights.as<bf16>() + i % copies * layer;
-        const auto take = [&](int64_t n, int64_t k) {
-          const LinearOperand operand{TensorView::matrix(const_cast<bf16*>(at), kType, n, k)};
-          at += n * k;
-          return operand;
-        };
-        LayerTailCall call{};
-        call.output = take(g.hidden, g.hidden);
-        call.gate_up = take(2 * g.intermediate, g.hidden);
-        call.down = take(g.hidden, g.intermediate);
-        call.next = take(g.qkv, g.hidden);
-        call.mlp_norm = call.next_norm = norm.as<float>();
-        call.attended = view(attended, m, g.hidden);
-        call.residual = view(residual, m, g.hidden);
-        call.normed = view(normed, m, g.hidden);
-        call.gated = view(gated, m, g.intermediate);
-        call.next_out = view(next, m, g.qkv);
-        tail.run(device.context, call);
-      });
-      print_row(std::string("tail, ") + g.name, std::to_string(m) + " rows", us,
-                {2.0 * static_cast<double>(layer), 2.0 * static_cast<double>(m * layer)});
-    }
   }
 }
 
@@ -559,7 +509,6 @@ int main(int argc, char** argv) {
                   {"stream", bench_stream},
                   {"codes", bench_codes},
                   {"experts", bench_experts},
-                  {"tail", bench_tail},
                   {"gemm", bench_gemm},
                   {"tuned", bench_tuned_gemm}};
   const Device device;

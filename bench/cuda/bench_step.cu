@@ -148,9 +148,8 @@ class Step {
     return std::ssize(image);
   }
 
-  // Parts of a step that can be left out, to see what they cost; with kFusion only the fusion of a
-  // layer's tail, which the others go without too.
-  enum Part { kNone, kFusion, kLinears, kAttention, kRope, kNorms, kSilu };
+  // Parts of a step that can be left out, to see what they cost.
+  enum Part { kNone, kLinears, kAttention, kRope, kNorms, kSilu };
 
   void forward(Part without = kNone) {
     const int64_t t = inputs_.num_tokens;
@@ -181,21 +180,11 @@ class Step {
     const auto add_norm = [&] {
       if (without != kNorms) backend_.add_rms_norm(residual, delta, norm, 1e-5f, normed);
     };
-    bool has_qkv = false;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
-      if (!has_qkv) linear(layer.qkv, normed, qkv);
+    for (const Layer& layer : layers_) {
+      linear(layer.qkv, normed, qkv);
       if (without != kRope) backend_.rope_and_cache(qkv, rope, inputs_, params, *cache_);
       if (without != kAttention) backend_.attention(qkv, inputs_, params, *cache_, attended);
       ++params.layer;
-      if (without == kNone && layer.qkv.bank == nullptr && g_.experts == 0) {
-        const LinearWeight* next =
-            i + 1 < layers_.size() ? layers_[i + 1].qkv.weight.get() : nullptr;
-        has_qkv = backend_.finish_layer({*layer.output.weight, norm, *layer.gate_up.weight,
-                                         *layer.down.weight, norm, next, 1e-5f},
-                                        {attended, residual, normed, gated, qkv});
-        if (has_qkv) continue;
-      }
       linear(layer.output, attended, delta);
       add_norm();
       if (g_.experts > 0) {
@@ -399,10 +388,9 @@ void bench_decode(Backend& backend, Step& step, const Geometry& g,
 // What a step loses when a part is left out.
 void bench_parts(Backend& backend, Step& step, const Geometry& g) {
   std::printf(
-      "\n### %s decode, ctx 256: ms whole, without fusion of the layers' tails, and saved then "
-      "without "
-      "a part\n\n| batch | whole | not fused | linears | attention | rope | norms | silu |\n"
-      "|---|---|---|---|---|---|---|---|\n",
+      "\n### %s decode, ctx 256: ms whole, and saved without a part\n\n"
+      "| batch | whole | linears | attention | rope | norms | silu "
+      "|\n|---|---|---|---|---|---|---|\n",
       g.name);
   for (const int64_t batch : {1, 8, 64, 256}) {
     step.prepare(batch, 1, 256);
@@ -412,9 +400,8 @@ void bench_parts(Backend& backend, Step& step, const Geometry& g) {
       const int32_t graph = backend.capture_graph([&] { step.forward(without); });
       return wall_us(backend, [&] { backend.launch_graph(graph); }) * 1e-3;
     };
-    const double fused = time(Step::kNone);
-    const double whole = time(Step::kFusion);
-    std::printf("| %lld | %.3f | %.3f |", static_cast<long long>(batch), fused, whole);
+    const double whole = time(Step::kNone);
+    std::printf("| %lld | %.3f |", static_cast<long long>(batch), whole);
     for (const Step::Part part :
          {Step::kLinears, Step::kAttention, Step::kRope, Step::kNorms, Step::kSilu}) {
       std::printf(" %.3f |", whole - time(part));

@@ -219,28 +219,6 @@ struct QkNorm {
   float eps = 0.0f;
 };
 
-// What follows attention in a layer that normalises before attention and before its MLP, up to the
-// projection that the next layer starts with. The norms' weights are float32 [hidden].
-struct LayerTail {
-  const LinearWeight& output;
-  const float* mlp_norm = nullptr;
-  const LinearWeight& gate_up;
-  const LinearWeight& down;
-  const float* next_norm = nullptr;
-  const LinearWeight* next = nullptr;  // null after the last layer
-  float eps = 0.0f;
-};
-
-// What it works on: [T, ...], contiguous. next_out is not touched without a next projection. May
-// overlap as the activations of a layer do; see Activations.
-struct LayerTailViews {
-  TensorView attended;
-  TensorView residual;
-  TensorView normed;
-  TensorView gated;
-  TensorView next_out;
-};
-
 inline constexpr int64_t kMaxExperts = 512;
 
 // A mixture of experts. The rows of gate_up [num_experts * 2 I, hidden] are those of expert 0, gate
@@ -361,13 +339,6 @@ class Backend {
                             TensorView out) {
     linear(weight, x, gate_up);
     silu_mul(gate_up, out);
-  }
-  // All that follows attention in a layer, where the backend has it as one operation; false: it has
-  // not, and nothing was done. residual += attended output^T; residual += down(silu(gate) * up) of
-  // norm(residual); then, with a next projection, next_out = norm(residual) next^T and normed holds
-  // nothing of worth; without one normed = norm(residual).
-  virtual bool finish_layer(const LayerTail& /*tail*/, const LayerTailViews& /*x*/) {
-    return false;
   }
   // Sorts the rows of a pass by adapter: row i has slots[rows[i]], or slots[i] where rows is null.
   virtual void plan_lora(const int32_t* /*slots*/, const int32_t* /*rows*/,

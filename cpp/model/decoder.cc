@@ -43,12 +43,13 @@ TensorView Decoder::forward(const ForwardInputs& inputs, KVCache& cache, Workspa
   backend().embed(weights()[embedding_], inputs.token_ids, x.residual);
   begin(x);
   for (int64_t layer = 0; layer < config().num_layers; ++layer) {
+    const bool is_last = layer + 1 == config().num_layers;
     const AttentionParams params = attention_params(config(), layer);
     project_qkv(layer, x);
     backend().rope_and_cache(x.qkv, rope_of(layer), inputs, params, cache);
-    if (is_last(layer) && inputs.num_logits == 0) return x.normed.first_rows(0);
+    if (is_last && inputs.num_logits == 0) return x.normed.first_rows(0);
     backend().attention(x.qkv, inputs, params, cache, x.attended);
-    if (is_last(layer) && inputs.num_logits < inputs.num_tokens) keep_logits_rows(inputs, x);
+    if (is_last && inputs.num_logits < inputs.num_tokens) keep_logits_rows(inputs, x);
     finish_layer(layer, x);
   }
   return x.normed;
@@ -102,31 +103,6 @@ void Decoder::add_norm(VectorId weight, Activations& x) {
 void Decoder::norm_qk(const QkNormWeights& norm, Activations& x) {
   const QkNorm runs{weights()[norm.q], weights()[norm.k], norm.q_run, norm.k_run, eps()};
   backend().qk_norm(x.qkv, runs, attention_params(config(), 0));
-}
-
-void Decoder::project_qkv_once(LinearId weight, Activations& x) {
-  if (!x.has_qkv) project(weight, x.normed, x.qkv);
-  x.has_qkv = false;
-}
-
-void Decoder::finish_pre_norm_layer(const PreNormTail& tail, Activations& x) {
-  const Weights& w = weights();
-  const LayerTail operands{.output = w[tail.output],
-                           .mlp_norm = w[tail.mlp_norm],
-                           .gate_up = w[tail.mlp.gate_up],
-                           .down = w[tail.mlp.down],
-                           .next_norm = w[tail.next_norm],
-                           .next = tail.next_qkv.index < 0 ? nullptr : &w[tail.next_qkv],
-                           .eps = eps()};
-  if (lora_plan_.memory == nullptr &&
-      backend().finish_layer(operands, {x.attended, x.residual, x.normed, x.gated, x.qkv})) {
-    x.has_qkv = operands.next != nullptr;
-    return;
-  }
-  project(tail.output, x.attended, x.delta);
-  add_norm(tail.mlp_norm, x);
-  run_gated_mlp(tail.mlp, x.normed, x);
-  add_norm(tail.next_norm, x);
 }
 
 void Decoder::run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x) {

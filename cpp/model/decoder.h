@@ -35,7 +35,6 @@ class Decoder : public Model {
   void declare_head();
   VectorId declare_norm(std::string name);
   VectorId final_norm() const { return final_norm_; }
-  bool is_last(int64_t layer) const { return layer + 1 == config().num_layers; }
   static std::string layer_name(int64_t layer) { return "model.layers." + std::to_string(layer); }
 
   // Steps of which layers are made. Where rows of the pass have adapters, projections add them.
@@ -51,18 +50,6 @@ class Decoder : public Model {
     int64_t k_run;
   };
   void norm_qk(const QkNormWeights& norm, Activations& x);
-  // qkv = projected normed, unless the layer before has left it there.
-  void project_qkv_once(LinearId weight, Activations& x);
-  // finish_layer() of layers that normalise before attention and before their gated MLP. `next_qkv`
-  // is of the next layer; without an index: there is none.
-  struct PreNormTail {
-    LinearId output;
-    VectorId mlp_norm;
-    GatedMlpWeights mlp;
-    VectorId next_norm;
-    LinearId next_qkv;
-  };
-  void finish_pre_norm_layer(const PreNormTail& tail, Activations& x);
   // delta = down(silu(gate(input)) * up(input)).
   void run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x);
   // delta = the mixture of experts on input.

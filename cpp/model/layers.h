@@ -69,7 +69,6 @@ struct Activations {
   TensorView attended;       // [T, num_q_heads * head_dim]
   TensorView gate_up;        // [T, 2 intermediate_size], over qkv and attended
   TensorView gated;          // [T, intermediate_size]
-  bool has_qkv = false;      // qkv is projected already
   TensorView router_logits;  // float32 [T, num_experts], in place of gate_up
   ExpertScratch experts;
 

@@ -29,13 +29,13 @@ class SmolLM3 final : public Decoder {
  private:
   void begin(Activations& x) override { norm(x.residual, layers_[0].input_norm, x.normed); }
   void project_qkv(int64_t layer, Activations& x) override {
-    project_qkv_once(layers_[layer].attention.qkv, x);
+    project(layers_[layer].attention.qkv, x.normed, x.qkv);
   }
   void finish_layer(int64_t layer, Activations& x) override {
-    const Layer& l = layers_[layer];
-    const LinearId next_qkv = is_last(layer) ? LinearId{} : layers_[layer + 1].attention.qkv;
-    finish_pre_norm_layer(
-        {l.attention.output, l.post_attention_norm, l.mlp, next_norm(layer), next_qkv}, x);
+    project(layers_[layer].attention.output, x.attended, x.delta);
+    add_norm(layers_[layer].post_attention_norm, x);
+    run_gated_mlp(layers_[layer].mlp, x.normed, x);
+    add_norm(next_norm(layer), x);
   }
   const RopeTable& rope_of(int64_t layer) const override {
     const std::vector<bool>& rotates = config().rope_layers;
@@ -52,7 +52,7 @@ class SmolLM3 final : public Decoder {
   }
 
   VectorId next_norm(int64_t layer) const {
-    return is_last(layer) ? final_norm() : layers_[layer + 1].input_norm;
+    return layer + 1 == config().num_layers ? final_norm() : layers_[layer + 1].input_norm;
   }
 
   const RopeTable no_rope_;

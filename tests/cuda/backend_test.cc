@@ -231,8 +231,8 @@ CUDA_TEST(options_are_checked) {
   backend->synchronize();
 }
 
-// What a layer's tail leaves in the residual and in the normed rows.
-std::vector<float> run_tail(Backend& backend, int64_t rows, uint64_t seed) {
+// What follows attention in a layer: the residual and the normed rows that it leaves.
+std::vector<float> finish_layer(Backend& backend, int64_t rows, uint64_t seed) {
   constexpr int64_t kHidden = 256, kInner = 448;
   std::mt19937_64 generator(seed);
   std::normal_distribution<float> normal;
@@ -242,7 +242,7 @@ std::vector<float> run_tail(Backend& backend, int64_t rows, uint64_t seed) {
     return all;
   };
   const auto weight = [&](int64_t out_features, int64_t in_features) {
-    auto linear = backend.create_projection(out_features, in_features, false);
+    auto linear = backend.create_projection(out_features, in_features, false, DType::kFloat32);
     const auto all = values(out_features * in_features, 0.06f);
     backend.load_rows(*linear, 0, {all.data(), DType::kFloat32, out_features, in_features});
     return linear;
@@ -259,14 +259,11 @@ std::vector<float> run_tail(Backend& backend, int64_t rows, uint64_t seed) {
   const TensorView r = residual.matrix(rows, kHidden), n = normed.matrix(rows, kHidden);
   const TensorView a = attended.matrix(rows, kHidden), d = delta.matrix(rows, kHidden);
   const TensorView g = gated.matrix(rows, kInner);
-  if (!backend.finish_layer({*output, weights, *gate_up, *down, weights, nullptr, 1e-5f},
-                            {a, r, n, g, {}})) {
-    backend.linear(*output, a, d);
-    backend.add_rms_norm(r, d, weights, 1e-5f, n);
-    backend.gated_linear(*gate_up, n, both.matrix(rows, 2 * kInner), g);
-    backend.linear(*down, g, d);
-    backend.add_rms_norm(r, d, weights, 1e-5f, n);
-  }
+  backend.linear(*output, a, d);
+  backend.add_rms_norm(r, d, weights, 1e-5f, n);
+  backend.gated_linear(*gate_up, n, both.matrix(rows, 2 * kInner), g);
+  backend.linear(*down, g, d);
+  backend.add_rms_norm(r, d, weights, 1e-5f, n);
   backend.synchronize();
   auto result = residual.download();
   const auto last = normed.download();
@@ -277,9 +274,9 @@ std::vector<float> run_tail(Backend& backend, int64_t rows, uint64_t seed) {
 CUDA_TEST(portable_kernels_agree) {
   const auto portable = make_backend(true), fast = make_backend();
   for (const int64_t rows : {1, 30, 100, 300}) {
-    const auto expected = run_tail(*portable, rows, rows);
-    expect_close(run_tail(*fast, rows, rows), {expected.begin(), expected.end()}, 1.2e-2,
-                 "a layer's tail of " + std::to_string(rows) + " rows");
+    const auto expected = finish_layer(*portable, rows, rows);
+    expect_close(finish_layer(*fast, rows, rows), {expected.begin(), expected.end()}, 1.2e-2,
+                 "the end of a layer of " + std::to_string(rows) + " rows");
   }
 }
 

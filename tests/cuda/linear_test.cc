@@ -54,7 +54,7 @@ void check_linear(const LinearCase& c, Linear& linear) {
 CUDA_TEST(stream_linear_matches_reference) {
   StreamLinear linear(context());
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 32, 33, 63, 64, 65, 96, 127, 128}) {
+    for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 32, 33, 63, 64}) {
       check_linear({rows, 576, 1536, dtype, dtype}, linear);
       check_linear({rows, 4096, 1000, dtype, DType::kFloat32, rows % 2 == 0}, linear);
     }
@@ -100,13 +100,12 @@ void check_gated(int64_t m, int64_t k, int64_t n, DType dtype, bool has_bias) {
 
 CUDA_TEST(stream_gated_matches_reference) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 31, 64, 65, 128}) {
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 31, 64}) {
       check_gated(rows, 576, 1536, dtype, rows % 2 == 0);
       check_gated(rows, 1032, 8 * random_int(1, 80), dtype, rows % 2 == 1);
     }
     check_gated(3, 4096, 7168, dtype, false);
     check_gated(64, 4096, 14336, dtype, false);
-    check_gated(128, 4096, 14336, dtype, false);
   }
 }
 
@@ -208,7 +207,7 @@ CUDA_TEST(small_linears) {
     check_linear({rows, 1032, 70}, linear);
     check_linear({rows, 4096, 260}, linear);
     check_gated(rows, 584, 72, DType::kBFloat16, true);
-    if (rows > StreamLinear::kMaxFp8Rows) continue;
+    if (rows > StreamLinear::kMaxRows) continue;
     check_fp8({rows, 592, 144, DType::kBFloat16, true}, nullptr);
   }
 }

@@ -2,8 +2,6 @@
 // transformers in tests/parity.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "model/tiny_model.h"
@@ -43,24 +41,23 @@ struct Step {
   ForwardInputs inputs;
 };
 
-// A model with a cache and a workspace of its own.
-struct Rig {
-  explicit Rig(Backend& b, const ModelConfig& config = tiny_config())
-      : backend(b), model(tiny_model(b, config)) {
-    model->prepare(64);
-    KVCacheSpec spec = model->kv_cache_spec();
+class LlamaTest : public ::testing::Test {
+ protected:
+  LlamaTest() : model_(tiny_model(backend_)) {
+    model_->prepare(64);
+    KVCacheSpec spec = model_->kv_cache_spec();
     spec.block_size = 64;
     spec.num_blocks = 1;
     spec.dtype = DType::kFloat32;
-    cache = backend.create_kv_cache(spec);
-    workspace = Workspace(backend.allocate(model->workspace_bytes(64)));
+    cache_ = backend_.create_kv_cache(spec);
+    workspace_ = Workspace(backend_.allocate(model_->workspace_bytes(64)));
   }
 
   std::vector<std::vector<float>> logits(const Step& step) {
-    const TensorView hidden = model->forward(step.inputs, *cache, workspace);
+    const TensorView hidden = model_->forward(step.inputs, *cache_, workspace_);
     std::vector<float> values(hidden.rows() * 61);
-    model->compute_logits(hidden,
-                          TensorView::matrix(values.data(), DType::kFloat32, hidden.rows(), 61));
+    model_->compute_logits(hidden,
+                           TensorView::matrix(values.data(), DType::kFloat32, hidden.rows(), 61));
     std::vector<std::vector<float>> rows;
     for (int64_t i = 0; i < hidden.rows(); ++i) {
       rows.emplace_back(values.begin() + i * 61, values.begin() + (i + 1) * 61);
@@ -68,41 +65,10 @@ struct Rig {
     return rows;
   }
 
-  Backend& backend;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<KVCache> cache;
-  Workspace workspace;
-};
-
-class LlamaTest : public ::testing::Test {
- protected:
-  std::vector<std::vector<float>> logits(const Step& step) { return rig_.logits(step); }
-
   ReferenceBackend backend_;
-  Rig rig_{backend_};
-};
-
-// Has a layer's tail as one operation, after which `normed` is worthless.
-class FusingBackend final : public ReferenceBackend {
- public:
-  int num_fused = 0;
-
-  bool finish_layer(const LayerTail& tail, const LayerTailViews& x) override {
-    ++num_fused;
-    const int64_t rows = x.residual.rows(), hidden = x.residual.cols(), inner = x.gated.cols();
-    std::vector<float> delta(rows * hidden), both(rows * 2 * inner);
-    const TensorView d = TensorView::matrix(delta.data(), DType::kFloat32, rows, hidden);
-    linear(tail.output, x.attended, d);
-    add_rms_norm(x.residual, d, tail.mlp_norm, tail.eps, x.normed);
-    gated_linear(tail.gate_up, x.normed,
-                 TensorView::matrix(both.data(), DType::kFloat32, rows, 2 * inner), x.gated);
-    linear(tail.down, x.gated, d);
-    add_rms_norm(x.residual, d, tail.next_norm, tail.eps, x.normed);
-    if (tail.next == nullptr) return true;
-    linear(*tail.next, x.normed, x.next_out);
-    std::fill_n(x.normed.as<float>(), rows * hidden, NAN);
-    return true;
-  }
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KVCache> cache_;
+  Workspace workspace_;
 };
 
 std::vector<int32_t> all_rows(int32_t n) {
@@ -134,28 +100,14 @@ TEST_F(LlamaTest, LastLayerComputesOnlyTheRowsThatAreNeeded) {
   const std::vector<int64_t> expected = {12, 12, 12, 12, 12, 1, 1, 1, 1};
   EXPECT_EQ(backend_.linear_rows, expected);
   backend_.linear_rows.clear();
-  rig_.model->forward(Step(0, 12, {}).inputs, *rig_.cache, rig_.workspace);
+  model_->forward(Step(0, 12, {}).inputs, *cache_, workspace_);
   EXPECT_EQ(backend_.linear_rows, (std::vector<int64_t>{12, 12, 12, 12, 12}));
 }
 
 TEST_F(LlamaTest, PassesAllocateNothing) {
   const int before = backend_.num_allocations;
-  rig_.model->forward(Step(0, 64, {63}).inputs, *rig_.cache, rig_.workspace);
+  model_->forward(Step(0, 64, {63}).inputs, *cache_, workspace_);
   EXPECT_EQ(backend_.num_allocations, before);
-}
-
-TEST(Llama, FusedTailsGiveTheSameLogits) {
-  for (const char* architecture : {"llama", "qwen3", "phi3", "smollm3"}) {
-    ModelConfig config = tiny_config();
-    config.architecture = architecture;
-    ReferenceBackend plain;
-    FusingBackend fusing;
-    Rig expected(plain, config), fused(fusing, config);
-    for (const Step& step : {Step(0, 5, {}), Step(5, 12, {0, 6}), Step(12, 13, {0})}) {
-      EXPECT_EQ(fused.logits(step), expected.logits(step)) << architecture;
-    }
-    EXPECT_EQ(fusing.num_fused, 5) << architecture;  // two layers; without logits only the first
-  }
 }
 
 TEST(Llama, StatesWhatItWillTake) {
