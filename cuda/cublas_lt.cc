@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <sstream>
 
 #include "base/errors.h"
 #include "cuda/common/stream.h"
@@ -186,14 +185,15 @@ std::unique_ptr<Gemm::Product> Gemm::make_product(const Call& call, int64_t rows
   return product;
 }
 
-// What a measured choice holds for.
+// What a measured choice holds for. No stream formats it: where two copies of the C++ library are
+// in one process, a stream may meet the other one's locale.
 std::string Gemm::tuning_key(const Call& call, int64_t rows) const {
-  std::ostringstream key;
-  key << key_prefix_ << "; " << dtype_info(call.x.dtype).name << ' '
-      << dtype_info(call.out.dtype).name << (call.weight.bias == nullptr ? "" : " bias") << "; "
-      << rows << " x " << call.x.cols() << " (" << call.x.row_stride << ") -> " << call.out.cols()
-      << " (" << call.out.row_stride << ')';
-  return key.str();
+  const auto side = [](const TensorView& view) {
+    return std::to_string(view.cols()) + " (" + std::to_string(view.row_stride) + ")";
+  };
+  return key_prefix_ + "; " + dtype_info(call.x.dtype).name + ' ' +
+         dtype_info(call.out.dtype).name + (call.weight.bias == nullptr ? "" : " bias") + "; " +
+         std::to_string(rows) + " x " + side(call.x) + " -> " + side(call.out);
 }
 
 void Gemm::choose_algorithm(const DeviceContext& context, const Call& call, Product& product,

@@ -1,28 +1,67 @@
 #include "cuda/gemm_tuning.h"
 
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
+#include <memory>
+#include <string_view>
 #include <utility>
 
 namespace octavo::cuda {
 namespace {
 
-constexpr const char* kFormat = "octavo gemm tuning 1";
-constexpr const char* kSeparator = " = ";
+constexpr std::string_view kFormat = "octavo gemm tuning 1";
+constexpr std::string_view kSeparator = " = ";
 
 // Nothing where the line is no entry.
-std::optional<std::pair<std::string, GemmTuning::Algorithm>> parse(const std::string& line) {
+std::optional<std::pair<std::string, GemmTuning::Algorithm>> parse(std::string_view line) {
   const size_t at = line.rfind(kSeparator);
   if (at == std::string::npos || at == 0) return std::nullopt;
-  std::istringstream words(line.substr(at + 3));
+  const std::string_view words = line.substr(at + kSeparator.size());
+  const char* p = words.data();
+  const char* end = p + words.size();
   GemmTuning::Algorithm algorithm{};
   for (uint64_t& word : algorithm) {
-    if (!(words >> std::hex >> word)) return std::nullopt;
+    if (&word != &algorithm.front()) {
+      if (p == end || *p != ' ') return std::nullopt;
+      ++p;
+    }
+    const auto [next, error] = std::from_chars(p, end, word, 16);
+    if (error != std::errc()) return std::nullopt;
+    p = next;
   }
-  std::string rest;
-  if (words >> rest) return std::nullopt;
-  return std::pair(line.substr(0, at), algorithm);
+  if (p != end) return std::nullopt;
+  return std::pair(std::string(line.substr(0, at)), algorithm);
+}
+
+std::string text_of(const std::string& key, const GemmTuning::Algorithm& algorithm) {
+  std::string line = key + std::string(kSeparator);
+  for (size_t i = 0; i < algorithm.size(); ++i) {
+    char digits[17];
+    const auto written = std::to_chars(digits, digits + sizeof(digits), algorithm[i], 16);
+    if (i > 0) line += ' ';
+    line.append(digits, written.ptr);
+  }
+  return line + '\n';
+}
+
+// All of a file; empty where it cannot be read.
+std::string content_of(const std::string& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  std::string content;
+  if (file == nullptr) return content;
+  char piece[4096];
+  while (const size_t n = std::fread(piece, 1, sizeof(piece), file.get())) content.append(piece, n);
+  return content;
+}
+
+bool write_file(const std::string& path, const std::string& content) {
+  std::FILE* file = std::fopen(path.c_str(), "wb");
+  if (file == nullptr) return false;
+  const bool is_written = std::fwrite(content.data(), 1, content.size(), file) == content.size();
+  return std::fclose(file) == 0 && is_written;
 }
 
 }  // namespace
@@ -32,11 +71,15 @@ GemmTuning::GemmTuning(std::string path) : path_(std::move(path)), entries_(read
 std::map<std::string, GemmTuning::Algorithm> GemmTuning::read(const std::string& path) {
   std::map<std::string, Algorithm> entries;
   if (path.empty()) return entries;
-  std::ifstream file(path);
-  std::string line;
-  if (!std::getline(file, line) || line != kFormat) return entries;
-  while (std::getline(file, line)) {
-    if (auto entry = parse(line)) entries.insert(std::move(*entry));
+  const std::string content = content_of(path);
+  bool is_first = true;
+  for (size_t begin = 0; begin < content.size();) {
+    const size_t end = std::min(content.find('\n', begin), content.size());
+    const std::string_view line = std::string_view(content).substr(begin, end - begin);
+    begin = end + 1;
+    if (is_first && line != kFormat) return entries;
+    if (auto entry = is_first ? std::nullopt : parse(line)) entries.insert(std::move(*entry));
+    is_first = false;
   }
   return entries;
 }
@@ -54,17 +97,9 @@ bool GemmTuning::save() {
   const std::filesystem::path target(path_);
   if (target.has_parent_path()) std::filesystem::create_directories(target.parent_path(), error);
   const std::filesystem::path part(path_ + ".part");
-  {
-    std::ofstream file(part, std::ios::trunc);
-    file << kFormat << '\n';
-    for (const auto& [key, algorithm] : entries_) {
-      file << key << kSeparator << std::hex;
-      for (size_t i = 0; i < algorithm.size(); ++i) file << (i == 0 ? "" : " ") << algorithm[i];
-      file << std::dec << '\n';
-    }
-    file.flush();
-    if (!file) return false;
-  }
+  std::string content = std::string(kFormat) + '\n';
+  for (const auto& [key, algorithm] : entries_) content += text_of(key, algorithm);
+  if (!write_file(part.string(), content)) return false;
   std::filesystem::rename(part, target, error);
   return !error;
 }
