@@ -191,9 +191,10 @@ std::string Gemm::tuning_key(const Call& call, int64_t rows) const {
   const auto side = [](const TensorView& view) {
     return std::to_string(view.cols()) + " (" + std::to_string(view.row_stride) + ")";
   };
-  return key_prefix_ + "; " + dtype_info(call.x.dtype).name + ' ' +
-         dtype_info(call.out.dtype).name + (call.weight.bias == nullptr ? "" : " bias") + "; " +
-         std::to_string(rows) + " x " + side(call.x) + " -> " + side(call.out);
+  return key_prefix_ + "; " + std::string(dtype_info(call.x.dtype).name) + " " +
+         std::string(dtype_info(call.out.dtype).name) +
+         (call.weight.bias == nullptr ? "" : " bias") + "; " + std::to_string(rows) + " x " +
+         side(call.x) + " -> " + side(call.out);
 }
 
 void Gemm::choose_algorithm(const DeviceContext& context, const Call& call, Product& product,
