@@ -20,6 +20,15 @@ inline Vec load(const Int8* p) { return load_int8(&p->bits); }
 inline float widen(Int8 x) { return x.bits; }
 inline void narrow(float x, Int8* out) { out->bits = static_cast<int8_t>(__builtin_rintf(x)); }
 
+inline void narrow_lanes(Vec x, float* out) { store(out, x); }
+inline void narrow_lanes(Vec x, uint16_t* out) { store_half(out, x); }
+inline void narrow_lanes(Vec x, BFloat16* out) { store_bfloat16(&out->bits, x); }
+inline void narrow_lanes(Vec x, Int8* out) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int64_t i = 0; i < kLanes; ++i) narrow(lanes[i], out + i);
+}
+
 template <typename T>
 inline constexpr bool kHasScales = false;
 template <>
@@ -55,10 +64,14 @@ void write_kv(const KVHeadView& kv, int64_t slot, const float* key, const float*
   }
   T* key_out = reinterpret_cast<T*>(kv.key_base + offset) + in_block;
   T* value_out = reinterpret_cast<T*>(kv.value_base + offset) + in_block * kv.head_dim;
-  for (int64_t d = 0; d < kv.head_dim; ++d) {
-    narrow(key[d] * key_factor, key_out + d * kv.block_size);
+  for (int64_t d = 0; d < kv.head_dim; d += kLanes) {
+    const int64_t n = smaller(kLanes, kv.head_dim - d);
+    T narrowed[kLanes];
+    narrow_lanes(mul(load_first(key + d, n), set1(key_factor)), narrowed);
+    for (int64_t i = 0; i < n; ++i) key_out[(d + i) * kv.block_size] = narrowed[i];
+    narrow_lanes(mul(load_first(value + d, n), set1(value_factor)), narrowed);
+    __builtin_memcpy(value_out + d, narrowed, static_cast<size_t>(n) * sizeof(T));
   }
-  for (int64_t d = 0; d < kv.head_dim; ++d) narrow(value[d] * value_factor, value_out + d);
 }
 
 struct AttentionScratch {

@@ -138,6 +138,11 @@ inline void store_bfloat16(uint16_t* p, Vec x) {
   const __m256i both = _mm256_packus_epi32(bfloat16_bits(x.lo), bfloat16_bits(x.hi));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xD8));
 }
+inline void store_half(uint16_t* p, Vec x) {
+  auto* both = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(both, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(both + 1, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
+}
 // out[2 i] = a[i], out[2 i + 1] = b[i] for sixteen elements.
 inline void store_pairs(uint16_t* out, const uint16_t* a, const uint16_t* b) {
   const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));

@@ -101,6 +101,10 @@ inline void store_bfloat16(uint16_t* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
 }
+inline void store_half(uint16_t* p, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
 // out[2 i] = a[i], out[2 i + 1] = b[i] for sixteen elements.
 inline void store_pairs(uint16_t* out, const uint16_t* a, const uint16_t* b) {
   const __m512i order =
