@@ -65,7 +65,8 @@ def run_script(environment: str, script: str, url: str, key: str) -> dict[str, A
     python = program(environment, "bin/python") if environment else sys.executable
     said = run(python, HERE / "scripts" / script, url, key, OPENAI_API_KEY=key)
     answer = json.loads(said.splitlines()[-1])
-    versions.update(answer.pop("versions"))
+    for name, found in answer.pop("versions").items():
+        versions.setdefault(name, found)  # of a package in several environments, ours is told
     return dict(answer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pydantic
@@ -155,6 +156,27 @@ def test_responses(client: openai.OpenAI) -> None:
         max_output_tokens=16,
     )
     assert more.usage.input_tokens > answer.usage.total_tokens
+
+
+def test_responses_in_the_background(client: openai.OpenAI) -> None:
+    question = "What is the capital of France?"
+    begun = client.responses.create(model="smollm2", input=question, background=True, temperature=0)
+    assert begun.status == "queued"
+    deadline = time.monotonic() + 60
+    while (answer := client.responses.retrieve(begun.id)).status in ("queued", "in_progress"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (answer.status, answer.output_text) == ("completed", ANSWER)
+    [item] = client.responses.input_items.list(begun.id).data
+    assert item.content[0].text == question
+    client.responses.delete(begun.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(begun.id)
+    long = client.responses.create(
+        model="smollm2", input="Count to a thousand.", background=True, max_output_tokens=4000
+    )
+    assert client.responses.cancel(long.id).status == "cancelled"
+    assert client.responses.retrieve(long.id).status == "cancelled"
 
 
 def test_responses_stream(client: openai.OpenAI) -> None:

@@ -168,7 +168,7 @@ class TestOrigins:
         result = server.client.simulate_options("/v1/completions", headers=self.PREFLIGHT)
         assert result.status_code == 204
         assert result.headers["Access-Control-Allow-Origin"] == "https://app.example"
-        assert "POST" in result.headers["Access-Control-Allow-Methods"]
+        assert "POST, DELETE" in result.headers["Access-Control-Allow-Methods"]
         assert result.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
 
     def test_other_origins(self) -> None:

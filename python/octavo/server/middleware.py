@@ -94,7 +94,7 @@ class Origins:
         wanted = req.get_header("Access-Control-Request-Method")
         if req.method != "OPTIONS" or wanted is None or not self._allows(req):
             return
-        resp.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS")
+        resp.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS")
         headers = req.get_header("Access-Control-Request-Headers")
         if headers and _PLAIN_LIST.match(headers):
             resp.set_header("Access-Control-Allow-Headers", headers)

@@ -53,6 +53,7 @@ class Operation:
         streams: The answer is server-sent events when the request says `stream`.
         error: Struct of the body of errors.
         query: Parameters of the query by name, as JSON schemas.
+        refuses: There is a 400 without a body or query that could be at fault.
     """
 
     summary: str
@@ -62,6 +63,7 @@ class Operation:
     streams: bool = False
     error: type[msgspec.Struct] = ErrorResponse
     query: Mapping[str, object] = field(default_factory=dict)
+    refuses: bool = False
 
 
 class OpenApiResource:
@@ -165,8 +167,8 @@ def _operation(operation: Operation, named: Mapping[Any, Any], *, is_open: bool)
         body = {"application/json": {"schema": named[operation.request]}}
         described["requestBody"] = {"required": True, "content": body}
     error = {"application/json": {"schema": named[operation.error]}}
-    by_query = (400,) if operation.query else ()
-    statuses = {*_ANYWHERE, *by_query, *(_WITH_BODY if operation.request else ())}
+    by_state = (400,) if operation.query or operation.refuses else ()
+    statuses = {*_ANYWHERE, *by_state, *(_WITH_BODY if operation.request else ())}
     for status in sorted(statuses):
         responses[str(status)] = {"description": _REFUSALS[status], "content": error}
     return described

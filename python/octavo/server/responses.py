@@ -138,7 +138,9 @@ class ResponseResource:
     """One response that is kept."""
 
     operations = {  # noqa: RUF012 - a constant
-        "get": Operation(summary="A response that is kept, or as far as it has come"),
+        "get": Operation(
+            summary="A response that is kept, or as far as it has come", answer=Response
+        ),
         "delete": Operation(summary="Forget a response, and stop it if it runs"),
     }
 
@@ -168,7 +170,9 @@ class CancelResponseResource:
     """Cancels responses that run in the background."""
 
     operations = {  # noqa: RUF012 - a constant
-        "post": Operation(summary="Cancel a response that runs in the background")
+        "post": Operation(
+            summary="Cancel a response that runs in the background", answer=Response, refuses=True
+        )
     }
 
     def __init__(self, store: ResponseStore) -> None:
