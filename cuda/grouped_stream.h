@@ -18,7 +18,7 @@ class GroupedStream {
   explicit GroupedStream(const DeviceContext& context);
 
   static constexpr int kMaxRows =
-      1;  // an expert, on the average; above, grouped_linear() is faster
+      2;  // an expert, on the average; above, grouped_linear() is faster
 
   // Whether sizes allow it: x [., K], N features an expert come out. Coded weights need K a
   // multiple of 128 and N of 64.
