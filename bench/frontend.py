@@ -29,7 +29,7 @@ from octavo.bench.load import Target
 from octavo.bench.process_tree import descendants
 from octavo.bench.report import machine
 from octavo.bench.serve import Load, measure
-from octavo.bench.workloads import fixed
+from octavo.bench.workloads import fixed, poisson_arrivals
 from octavo.cli.main import build_parser
 from octavo.config import ServeConfig
 from octavo.processes import die_with_parent
@@ -53,6 +53,7 @@ class Case:
         max_tokens: Of each.
         num_requests: In all.
         burst: Tokens that a stream gets at once.
+        rate: Requests a second that come at random; 0 sends the next one when one has ended.
     """
 
     step_s: float
@@ -60,10 +61,12 @@ class Case:
     max_tokens: int
     num_requests: int
     burst: int = 1
+    rate: float = 0.0
 
 
 # events: one token a step, as fast as the worker takes them. tokens: more than that, so that they
-# join in one event. ttft: 50 tokens a second for each stream, far below what a core can do.
+# join in one event. ttft: tokens far below what a core can do; at 256, 64 requests a second come at
+# random and last 4 s each, so that 256 run on average and the first tokens do not come in a burst.
 CASES = {
     "events-1": Case(0.00002, 1, 20_000, 4),
     "events-32": Case(0.0008, 32, 2_000, 96),
@@ -73,7 +76,7 @@ CASES = {
     "tokens-256": Case(0.0160, 256, 1_600, 1_024, burst=8),
     "tokens-1024": Case(0.0800, 1_024, 800, 2_048, burst=8),
     "ttft-1": Case(0.0200, 1, 8, 200),
-    "ttft-256": Case(0.0200, 256, 200, 1_536),
+    "ttft-256": Case(0.0200, 256, 200, 1_280, rate=64),
 }  # fmt: skip
 
 
@@ -142,8 +145,10 @@ def run(case: Case) -> dict[str, float]:
     with front_end(case) as server:
         target = Target(server.url, "smollm2")
         before, idle = server.cpu_s(), time.monotonic()
-        load = Load(concurrency=case.concurrency, num_warm_up=0)
+        load = Load(concurrency=None if case.rate else case.concurrency, num_warm_up=0)
         items = fixed(case.num_requests, 64, case.max_tokens)
+        if case.rate:
+            items = poisson_arrivals(items, case.rate)
         figures = measure(target, items, load)
         spent, lasted = server.cpu_s() - before, time.monotonic() - idle
     if figures["failed"] or figures["wrong_length"]:

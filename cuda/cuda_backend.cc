@@ -283,6 +283,7 @@ class CudaBackend : public Backend {
     return static_cast<int32_t>(graphs_.size()) - 1;
   }
   void launch_graph(int32_t id) override { graphs_.at(id).launch(context_.stream); }
+  void clear_graphs() override { graphs_.clear(); }
 
  private:
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;

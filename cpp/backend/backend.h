@@ -399,6 +399,9 @@ class Backend {
     return -1;
   }
   virtual void launch_graph(int32_t /*id*/) { check(false, "this backend has no graphs"); }
+
+  // Forgets every graph. Requires: none is running.
+  virtual void clear_graphs() {}
 };
 
 // Makes the backend that options.device names. Throws ConfigError for an unknown or absent device.

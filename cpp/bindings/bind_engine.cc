@@ -238,6 +238,11 @@ void bind_engine(py::module_& module) {
           py::arg("lora_id"), ReleaseGil())
       .def(
           "self_check", [](Handle& h) { h.loaded->engine().self_check(); }, ReleaseGil())
+      .def(
+          "sleep", [](Handle& h, bool aborts) { h.loaded->engine().sleep(aborts); },
+          py::arg("aborts"), ReleaseGil())
+      .def(
+          "wake_up", [](Handle& h) { h.loaded->engine().wake_up(); }, ReleaseGil())
       .def("take_outputs", &take_outputs, py::arg("timeout_s"))
       .def("take_mask_work", &take_mask_work, py::arg("timeout_s"))
       .def("set_token_masks", &set_token_masks, py::arg("sequences"), py::arg("masks"))

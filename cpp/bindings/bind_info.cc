@@ -80,6 +80,8 @@ py::dict stats_dict(const EngineStats& s) {
   set("num_preemptions", s.num_preemptions);
   set("num_deferred", s.num_deferred);
   set("num_self_checks", s.num_self_checks);
+  set("num_wake_ups", s.num_wake_ups);
+  set("num_failed_wake_ups", s.num_failed_wake_ups);
   set("num_finished_stop", s.num_finished[static_cast<int>(FinishReason::kStop)]);
   set("num_finished_length", s.num_finished[static_cast<int>(FinishReason::kLength)]);
   set("num_finished_abort", s.num_finished[static_cast<int>(FinishReason::kAbort)]);
@@ -91,6 +93,7 @@ py::dict stats_dict(const EngineStats& s) {
   set("device_seconds", s.device_seconds);
   set("wait_seconds", s.wait_seconds);
   set("heartbeat_ns", s.heartbeat_ns);
+  set("is_asleep", s.is_asleep);
   set("is_healthy", s.is_healthy);
   return result;
 }

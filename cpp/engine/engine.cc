@@ -19,6 +19,7 @@ using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
 constexpr std::chrono::milliseconds kIdleTick{50};
 
 constexpr const char* kShutdownReason = "The server is shutting down.";
+constexpr const char* kSleepReason = "The server is asleep.";
 constexpr const char* kLostReason = "The engine failed and has to be started again.";
 constexpr const char* kStepError = "The engine failed while it served this request.";
 
@@ -125,6 +126,10 @@ void Engine::close_lora(uint64_t id) {
 
 void Engine::self_check() { queue_.self_check(); }
 
+void Engine::sleep(bool aborts) { queue_.sleep(aborts, kSleepReason); }
+
+void Engine::wake_up() { queue_.wake_up(); }
+
 bool Engine::take_outputs(std::vector<OutputBatch>& batches, std::chrono::nanoseconds timeout) {
   return outbox_.take(batches, timeout);
 }
@@ -208,6 +213,7 @@ bool Engine::step_once() {
   if (is_healthy() && scheduler_.num_steps_in_flight() > num_left) end_step();
   const bool has_work = is_launched || step_stats_.num_steps > num_ended;
   if (has_work) step_stats_.step_seconds += seconds_since(begin);
+  fall_asleep();
   publish();
   return has_work;
 }
@@ -232,9 +238,50 @@ void Engine::drain() {
       case Command::Kind::kCloseLora:
         closed_lora_slots_.push_back(command.lora_slot);
         break;
+      case Command::Kind::kSleep:
+        begin_sleep(command.aborts);
+        break;
+      case Command::Kind::kWakeUp:
+        end_sleep();
+        break;
     }
   }
   commands_.clear();
+}
+
+// Whatever was accepted before is in the scheduler by now: commands come in order.
+void Engine::begin_sleep(bool aborts) {
+  is_drowsy_ = !step_stats_.is_asleep;
+  if (aborts) scheduler_.finish_all(FinishReason::kAbort, nullptr);
+}
+
+// A cached prefix names blocks whose keys and values are about to go.
+void Engine::fall_asleep() {
+  if (!is_drowsy_ || scheduler_.has_live() || scheduler_.num_steps_in_flight() > 0) return;
+  is_drowsy_ = false;
+  scheduler_.reset_prefix_cache();
+  std::string cause;
+  if (try_on_device([this] { runner_->free_kv_cache(); }, cause)) {
+    step_stats_.is_asleep = true;
+  } else if (is_healthy()) {
+    note_error(cause);
+    queue_.resume();
+  }
+}
+
+void Engine::end_sleep() {
+  is_drowsy_ = false;
+  std::string cause;
+  if (step_stats_.is_asleep) {
+    if (!try_on_device([this] { runner_->restore_kv_cache(); }, cause)) {
+      note_error(cause);
+      ++step_stats_.num_failed_wake_ups;
+      return;
+    }
+    step_stats_.is_asleep = false;
+  }
+  ++step_stats_.num_wake_ups;
+  queue_.resume();
 }
 
 // Runs `work`, which may throw what a device or a backend throws. False if it did and the device is

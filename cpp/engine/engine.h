@@ -42,7 +42,7 @@ class Engine {
 
   // Queues a request. Once this returns, each of the request's n sequences gets exactly one record
   // with a finish reason. Throws: InvalidRequestError, QueueFullError, and NotReadyError when the
-  // engine has shut down or its device is lost.
+  // engine sleeps, has shut down or its device is lost.
   void submit(Request request);
 
   // Ends a request, or one of its sequences; those that still live finish with kAbort. Unknown or
@@ -68,6 +68,15 @@ class Engine {
   // counts it in EngineStats::num_self_checks. An inconsistent engine loses its device. Takes time
   // that grows with the number of blocks: for operators and tests.
   void self_check();
+
+  // Refuses requests from now on, lets those that were accepted finish or, with `aborts`, ends
+  // them, and then gives the memory of the KV cache back, with all prefixes. EngineStats::is_asleep
+  // says when that is done. Repeated, only `aborts` counts.
+  void sleep(bool aborts);
+
+  // Ends sleep(): takes the memory again, then requests; EngineStats::num_wake_ups counts it. Where
+  // the memory is not there, the engine sleeps on: num_failed_wake_ups and last_error() tell.
+  void wake_up();
 
   // Waits until outputs are there and swaps them into `batches`, one OutputBatch a connection. Pass
   // the same vector each time: its buffers are reused. Empty after the time-out. False, with
@@ -113,6 +122,9 @@ class Engine {
   void run_thread();
   bool step_once();
   void drain();
+  void begin_sleep(bool aborts);
+  void fall_asleep();
+  void end_sleep();
   bool launch_step(int64_t now_ns);
   void end_step();
   template <typename Work>
@@ -144,6 +156,7 @@ class Engine {
   std::vector<uint64_t> finished_ids_;
   std::vector<int32_t> closed_lora_slots_;  // that live requests may still have
   EngineStats step_stats_;
+  bool is_drowsy_ = false;  // sleeps as soon as nothing is live
 
   mutable std::mutex mutex_;
   EngineStats stats_;  // guarded by mutex_, as all of this group

@@ -146,7 +146,7 @@ int64_t LoadedEngine::max_model_len() const {
 EngineStats LoadedEngine::stats() const {
   check(engine_ != nullptr, "the engine exists after allocate_kv_cache()");
   EngineStats stats = engine_->stats();
-  stats.kv_cache_bytes = plan_.kv_cache_bytes();
+  stats.kv_cache_bytes = stats.is_asleep ? 0 : plan_.kv_cache_bytes();
   stats.weight_bytes = model_->weights().size_bytes();
   return stats;
 }

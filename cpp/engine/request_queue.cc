@@ -30,6 +30,7 @@ void RequestQueue::submit(Request request) {
 
 void RequestQueue::refuse_unless_room(const Request& request) const {
   if (closed_reason_ != nullptr) throw NotReadyError(closed_reason_);
+  if (sleep_reason_ != nullptr) throw NotReadyError(sleep_reason_);
   if (is_output_stalled_) {
     throw QueueFullError("The server cannot deliver outputs fast enough. Try again later.");
   }
@@ -80,6 +81,22 @@ void RequestQueue::close_lora(uint64_t id, int32_t slot) {
   const std::lock_guard lock(mutex_);
   open_loras_.erase(id);
   push({.kind = Command::Kind::kCloseLora, .lora_slot = slot});
+}
+
+void RequestQueue::sleep(bool aborts, const char* reason) {
+  const std::lock_guard lock(mutex_);
+  push({.kind = Command::Kind::kSleep, .aborts = aborts});
+  sleep_reason_ = reason;
+}
+
+void RequestQueue::wake_up() {
+  const std::lock_guard lock(mutex_);
+  push({.kind = Command::Kind::kWakeUp});
+}
+
+void RequestQueue::resume() {
+  const std::lock_guard lock(mutex_);
+  sleep_reason_ = nullptr;
 }
 
 void RequestQueue::close(const char* reason) {

@@ -22,13 +22,22 @@ struct QueueLoad {
 };
 
 struct Command {
-  enum class Kind : uint8_t { kSubmit, kAbort, kResetPrefixCache, kSelfCheck, kCloseLora };
+  enum class Kind : uint8_t {
+    kSubmit,
+    kAbort,
+    kResetPrefixCache,
+    kSelfCheck,
+    kCloseLora,
+    kSleep,
+    kWakeUp
+  };
 
   Kind kind = Kind::kSubmit;
   uint64_t request_id = 0;
   int32_t sequence_index = kEverySequence;  // with kAbort
   std::unique_ptr<Request> request{};       // with kSubmit
   int32_t lora_slot = -1;                   // with kCloseLora
+  bool aborts = false;                      // with kSleep: what still runs
 };
 
 // Many producers, one consumer. Bounded: the limits count requests that were never admitted,
@@ -39,7 +48,8 @@ class RequestQueue {
       : max_num_requests_(max_num_requests), max_num_tokens_(max_num_tokens) {}
 
   // Requires: a validated request. Throws: InvalidRequestError when its id is live,
-  // UnknownModelError when its adapter is not open, QueueFullError, NotReadyError after close().
+  // UnknownModelError when its adapter is not open, QueueFullError, NotReadyError after close(),
+  // and while the engine sleeps.
   void submit(Request request);
   void abort(uint64_t request_id, int32_t sequence_index = kEverySequence);
   void reset_prefix_cache();
@@ -49,6 +59,10 @@ class RequestQueue {
   // was accepted, then kCloseLora. Closing one that is not open tells the consumer all the same.
   void open_lora(uint64_t id, int32_t slot);
   void close_lora(uint64_t id, int32_t slot);
+
+  // From now on submit() refuses with `reason`, until the consumer calls resume().
+  void sleep(bool aborts, const char* reason);
+  void wake_up();
 
   // From now on submit() refuses. The consumer sees what was accepted before.
   void close(const char* reason);
@@ -65,6 +79,8 @@ class RequestQueue {
   // up untaken, in which case submit() refuses.
   void settle(const QueueLoad& scheduler_load, std::span<const uint64_t> finished_ids,
               bool is_output_stalled);
+
+  void resume();
 
   bool is_closed() const;
 
@@ -91,6 +107,7 @@ class RequestQueue {
   QueueLoad scheduler_load_;
   bool is_output_stalled_ = false;
   const char* closed_reason_ = nullptr;
+  const char* sleep_reason_ = nullptr;  // null: awake
 };
 
 }  // namespace octavo

@@ -82,6 +82,8 @@ struct EngineStats {
   int64_t num_preemptions = 0;
   int64_t num_deferred = 0;                   // tokens that waited a step for their grammar's mask
   int64_t num_self_checks = 0;                // that found everything consistent
+  int64_t num_wake_ups = 0;                   // that ended a sleep, or found none
+  int64_t num_failed_wake_ups = 0;            // for want of memory: the engine sleeps on
   int64_t num_finished[5] = {0, 0, 0, 0, 0};  // by FinishReason
   int64_t max_model_len = 0;
   int64_t kv_cache_bytes = 0;
@@ -90,6 +92,7 @@ struct EngineStats {
   double device_seconds = 0;  // of it inside the StepRunner
   double wait_seconds = 0;    // of that waiting for a step to end; the rest keeps the host busy
   int64_t heartbeat_ns = 0;   // CLOCK_MONOTONIC of the last step or idle tick
+  bool is_asleep = false;     // the KV cache was given back
   bool is_healthy = true;     // false: the device is lost, nothing will be computed any more
 };
 

@@ -122,6 +122,26 @@ void ModelRunner::wait(StepResult& result) {
   std::swap(result, finished);
 }
 
+// Graphs hold addresses inside the cache, so they go with it.
+void ModelRunner::free_kv_cache() {
+  backend_.synchronize();
+  graphs_.clear();
+  backend_.clear_graphs();
+  cache_.reset();
+}
+
+void ModelRunner::restore_kv_cache() {
+  if (cache_ != nullptr) return;
+  cache_ = backend_.create_kv_cache(cache_spec(model_, config_, plan_));
+  if (!backend_.supports_graphs()) return;
+  try {
+    capture_graphs(warm_up_shapes(config_, plan_, true, model_.lora_limits().num_slots));
+  } catch (...) {
+    free_kv_cache();
+    throw;
+  }
+}
+
 TensorView ModelRunner::logits(int64_t num_rows) const {
   return TensorView::matrix(logits_->data(), DType::kFloat32, num_rows, model_.config().vocab_size);
 }

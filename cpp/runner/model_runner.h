@@ -30,6 +30,8 @@ class ModelRunner final : public StepRunner {
   int64_t sliding_window() const override { return model_.widest_window(); }
   void launch(const ScheduledBatch& batch) override;
   void wait(StepResult& result) override;
+  void free_kv_cache() override;
+  void restore_kv_cache() override;
 
   // Runs every class of step that serving will: decode at growing batch sizes, a full prefill
   // chunk, both mixed, each sampler path. Where the backend has graphs, captures one for each of
@@ -63,7 +65,7 @@ class ModelRunner final : public StepRunner {
   const RunnerConfig config_;
   const MemoryPlan plan_;
   ForwardBatch batch_;
-  std::unique_ptr<KVCache> cache_;
+  std::unique_ptr<KVCache> cache_;  // null between free_kv_cache() and restore_kv_cache()
   Workspace workspace_;
   std::unique_ptr<DeviceBuffer> logits_;  // float32 [max_logits_rows, vocab_size]
   std::vector<DecodeGraph> graphs_;       // by has_loras, then num_seqs

@@ -29,6 +29,14 @@ class StepRunner {
   // for each sequence of the batch. Throws: DeviceError.
   virtual void wait(StepResult& result) = 0;
 
+  // Gives the memory of keys and values back, and with it all that they held. Harmless when it was
+  // given back already. Requires: no step in flight. Throws: DeviceError.
+  virtual void free_kv_cache() {}
+
+  // Takes that memory again, before the next step. Harmless when it is there.
+  // Throws: OutOfMemoryError, DeviceError; nothing is taken then.
+  virtual void restore_kv_cache() {}
+
   // A step alone.
   void run(const ScheduledBatch& batch, StepResult& result) {
     launch(batch);

@@ -226,6 +226,10 @@ class Engine:
     def close_lora(self, lora_id: int) -> None:
         """Refuse new requests; the room is free once those that run have ended."""
     def self_check(self) -> None: ...
+    def sleep(self, aborts: bool) -> None:
+        """Give the KV cache back once what runs has finished or is aborted; see stats()."""
+    def wake_up(self) -> None:
+        """Take the KV cache again and admit requests; see stats()."""
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:

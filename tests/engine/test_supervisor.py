@@ -211,3 +211,55 @@ def test_a_start_without_progress_ends_with_7(start: Callable[..., Run]) -> None
 def test_a_slow_start_with_progress_is_left_alone(start: Callable[..., Run]) -> None:
     run = start({"phase_s": 6.0, "slow_phase": "loading_weights"}, startup_timeout=4.0)
     run.wait_ready()
+
+
+def test_a_deep_sleep_ends_the_process_and_waking_starts_one(start: Callable[..., Run]) -> None:
+    run = start({"phase_s": 0.05}, max_engine_restarts=0)
+    run.wait_ready()
+    client = SocketEngineClient(run.runtime.socket_path, run.page)
+    client.start()
+    wait_for(client.is_connected)
+    for round_ in (1, 2):
+        pid = run.page.engine_pid
+        client.sleep(2, patience_s=10)
+        assert not is_running(pid)
+        state = run.page.read()
+        assert (state.sleep_level, state.is_ready, state.is_alive) == (2, False, True)
+        time.sleep(0.3)  # nothing starts by itself, and nothing counts as stuck
+        assert run.page.engine_pid == 0
+        assert run.page.read().is_alive
+        client.sleep(1, patience_s=10)
+        assert run.page.read().sleep_level == 2
+        client.wake_up()
+        state = run.page.read()
+        assert (state.sleep_level, state.is_ready) == (0, True)
+        assert (state.generation, state.num_wake_ups) == (1 + round_, round_)
+        wait_for(client.is_connected)
+        outputs = list(client.submit([5], SamplingParams(max_tokens=2)))
+        assert [t for o in outputs for t in o.token_ids] == [6, 7]
+    client.close()
+
+
+def test_an_engine_that_fails_while_it_sleeps_is_awake_again(start: Callable[..., Run]) -> None:
+    run = start()
+    run.wait_ready()
+    client = SocketEngineClient(run.runtime.socket_path, run.page)
+    client.start()
+    wait_for(client.is_connected)
+    client.sleep(1, patience_s=10)
+    os.kill(run.page.engine_pid, signal.SIGKILL)
+    run.wait_ready(generation=2)
+    assert run.page.read().num_wake_ups == 0
+    client.close()
+
+
+def test_the_server_ends_while_the_engine_sleeps_deeply(start: Callable[..., Run]) -> None:
+    run = start()
+    run.wait_ready()
+    client = SocketEngineClient(run.runtime.socket_path, run.page)
+    client.start()
+    wait_for(client.is_connected)
+    client.sleep(2, patience_s=10)
+    client.close()
+    run.stop()
+    assert run.code == 0

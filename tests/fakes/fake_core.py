@@ -59,6 +59,9 @@ class FakeEngine:
         self.open_loras: set[int] = set()
         self.lora_targets: list[tuple] = []
         self.hold_loras: threading.Event | None = None
+        self.restore_fails = False  # as without memory for the KV cache
+        self._is_drowsy = False
+        self._sleep = {"is_asleep": 0.0, "num_wake_ups": 0.0, "num_failed_wake_ups": 0.0}
         self.fault: BaseException | None = None
         self._error = ""
         self._running: list[Sequence] = []
@@ -140,6 +143,19 @@ class FakeEngine:
     def self_check(self) -> None:
         self.num_self_checks += 1
 
+    def sleep(self, aborts: bool) -> None:
+        self._is_drowsy = True
+        if aborts:
+            for id_ in {sequence.id for sequence in self._running}:
+                self.abort(id_)
+
+    def wake_up(self) -> None:
+        if self.restore_fails:
+            self._sleep["num_failed_wake_ups"] += 1
+        else:
+            self._is_drowsy, self._sleep["is_asleep"] = False, 0.0
+            self._sleep["num_wake_ups"] += 1
+
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)
@@ -151,7 +167,9 @@ class FakeEngine:
             return outputs
 
     def stats(self) -> dict[str, float]:
-        return {"num_running": float(len(self._running)), "num_waiting": 0.0}
+        if self._is_drowsy and not self._running:
+            self._sleep["is_asleep"] = 1.0
+        return {"num_running": float(len(self._running)), "num_waiting": 0.0, **self._sleep}
 
     def shutdown(self) -> None:
         with self._changed:

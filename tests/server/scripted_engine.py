@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.engine.client import (
     AdapterCard,
@@ -17,6 +18,9 @@ from octavo.engine.client import (
 )
 from octavo.errors import InvalidRequestError, NotReadyError, RequestError, UnknownModelError
 from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import threading
 
 VOCAB_SIZE = 260
 EOS = 257
@@ -80,12 +84,16 @@ class ScriptedEngine:
     num_self_checks: int = 0
     loaded: dict[str, AdapterCard] = field(default_factory=dict)  # as this worker knows it
     elsewhere: dict[str, AdapterCard] = field(default_factory=dict)  # what refresh finds besides
+    sleep_level: int = 0
+    sleeps: list[tuple[int, float]] = field(default_factory=list)
+    gate: threading.Event | None = None  # outputs come once it is set
 
     def state(self) -> EngineState:
         return EngineState(
             phase=self.phase if self.ready else "loading_weights",
-            is_ready=self.ready and not self.draining,
+            is_ready=self.ready and not self.draining and not self.sleep_level,
             is_draining=self.draining,
+            sleep_level=self.sleep_level,
             phase_seconds={"loading_weights": 1.5},
         )
 
@@ -152,6 +160,13 @@ class ScriptedEngine:
             raise UnknownModelError(f"The model {name!r} is not served here.", param="model")
         del self.loaded[name]
 
+    def sleep(self, level: int, patience_s: float) -> None:
+        self.sleeps.append((level, patience_s))
+        self.sleep_level = level
+
+    def wake_up(self) -> None:
+        self.sleep_level = 0
+
     @property
     def last(self) -> Submission:
         return self.submissions[-1]
@@ -175,6 +190,9 @@ class ScriptedStream(RequestStream):
         if self._idle and timeout is not None:
             self._idle -= 1
             return None
+        gate = self._engine.gate
+        while gate is not None and not self.is_ended and not gate.wait(0.005):
+            pass
         if self._given == self._engine.fail_at and self._engine.failure is not None:
             self.fail(self._engine.failure)
         elif self._outputs and not self.is_ended:

@@ -89,7 +89,14 @@ class TestKeys:
 
 
 class TestAdministration:
-    ROUTES = (("POST", "/reset_prefix_cache"), ("POST", "/self_check"), ("GET", "/server_info"))
+    ROUTES = (
+        ("POST", "/reset_prefix_cache"),
+        ("POST", "/self_check"),
+        ("GET", "/server_info"),
+        ("POST", "/sleep"),
+        ("GET", "/is_sleeping"),
+        ("POST", "/wake_up"),
+    )
 
     def test_absent_by_default(self, server: Server) -> None:
         for method, path in self.ROUTES:

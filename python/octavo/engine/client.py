@@ -51,6 +51,8 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
         reason: Why is_alive is False, else "".
         generation: Engine processes started so far.
         phase_seconds: Duration of each finished or running phase of this generation.
+        sleep_level: 0 awake; 1 the KV cache is given back, 2 the weights too.
+        num_wake_ups: Of the generations, those that a sleep of level 2 made necessary.
     """
 
     phase: str
@@ -66,6 +68,8 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     generation: int = 1
     phase_seconds: dict[str, float] = {}
+    sleep_level: int = 0
+    num_wake_ups: int = 0
 
     @property
     def bytes_per_s(self) -> float:
@@ -389,6 +393,26 @@ class EngineClient(Protocol):
 
         Raises:
             UnknownModelError: There is none of that name. Otherwise as load_adapter.
+        """
+
+    def sleep(self, level: int, patience_s: float) -> None:
+        """Admit nothing more, let what runs finish, and free memory; returns when that is done.
+
+        Args:
+            level: 1 gives the KV cache back, 2 the weights too.
+            patience_s: What still runs after that time is ended.
+
+        Raises:
+            NotReadyError: The engine is not ready.
+            EngineFaultError: The engine did not fall asleep.
+        """
+
+    def wake_up(self) -> None:
+        """End a sleep; returns when requests are served again.
+
+        Raises:
+            NotReadyError: There is no memory for it now, or the server is draining.
+            EngineFaultError: The engine failed.
         """
 
 

@@ -37,10 +37,12 @@ from octavo.engine.protocol import (
     Refused,
     ResetPrefixCache,
     SelfCheck,
+    Sleep,
     Stats,
     Submit,
     ToEngine,
     ToWorker,
+    WakeUp,
     Welcome,
 )
 from octavo.errors import EngineError, InvalidRequestError, RequestError
@@ -105,6 +107,12 @@ class Engine(Protocol):
 
     def self_check(self) -> None:
         """Check the accounting before the next step."""
+
+    def sleep(self, aborts: bool) -> None:
+        """Give the KV cache back when nothing runs any more."""
+
+    def wake_up(self) -> None:
+        """Take the KV cache again."""
 
     def take_outputs(self, timeout_s: float) -> Sequence[OutputBatch] | None:
         """Wait for outputs; None once shut down."""
@@ -316,14 +324,23 @@ class Endpoint:
             self._engine.abort(full_id, message.index)
         elif isinstance(message, GetStats):
             self._reply(connection, Stats(message.token, self._engine.stats()))
-        elif isinstance(message, ResetPrefixCache):
-            self._engine.reset_prefix_cache()
-        elif isinstance(message, SelfCheck):
-            self._engine.self_check()
+        elif isinstance(message, ResetPrefixCache | SelfCheck | Sleep | WakeUp):
+            self._command(message)
         else:
             done = self._desk.handle(connection.number, message)
             if done is not None:
                 self._answer(connection, done, is_news=not isinstance(message, ListAdapters))
+
+    def _command(self, message: ResetPrefixCache | SelfCheck | Sleep | WakeUp) -> None:
+        """Do what has no answer."""
+        if isinstance(message, ResetPrefixCache):
+            self._engine.reset_prefix_cache()
+        elif isinstance(message, SelfCheck):
+            self._engine.self_check()
+        elif isinstance(message, Sleep):
+            self._engine.sleep(message.aborts)
+        else:
+            self._engine.wake_up()
 
     def _answer_later(self, number: int, done: Done) -> None:
         """Have the selector's thread answer a connection. From any thread."""

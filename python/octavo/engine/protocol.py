@@ -93,6 +93,16 @@ class ListAdapters(msgspec.Struct, tag="list_adapters", array_like=True, frozen=
     token: int
 
 
+class Sleep(msgspec.Struct, tag="sleep", array_like=True, frozen=True):
+    """Admit nothing more and give the KV cache back, once what runs has ended or is aborted."""
+
+    aborts: bool
+
+
+class WakeUp(msgspec.Struct, tag="wake_up", array_like=True, frozen=True):
+    """Take the KV cache again and admit requests."""
+
+
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     """First frame of a connection, sent once the engine is ready; Adapters follows."""
 
@@ -153,5 +163,7 @@ ToEngine = (
     | LoadAdapter
     | UnloadAdapter
     | ListAdapters
+    | Sleep
+    | WakeUp
 )
 ToWorker = Welcome | Outputs | Refused | Stats | Adapters | Done

@@ -1,14 +1,15 @@
 """The EngineClient of an HTTP worker: one AF_UNIX connection to the engine process.
 
 Three threads of control (greenlets in a gevent worker) belong to it: the pump connects, decodes
-the engine's frames and feeds the streams; the writer sends what submit() and abort() leave in the
-outbox, so that neither of them ever blocks, not even in an event-loop callback; the ticker ends the
-streams' long waits. A connection that ends fails every running request and is made again: the
-engine is restarted by its supervisor.
+the engine's frames and feeds the streams; the writer sends what the socket has no room for when
+submit() and abort() are called, so that neither of them ever blocks, not even in an event-loop
+callback; the ticker ends the streams' long waits. A connection that ends fails every running
+request and is made again: the engine is restarted by its supervisor.
 """
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import itertools
@@ -22,10 +23,9 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
+from octavo.engine.columns import Columns
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode
 from octavo.engine.protocol import (
-    FINISH_REASONS,
-    LOGPROB,
     RECORD,
     Abort,
     AbortSequence,
@@ -45,11 +45,12 @@ from octavo.engine.protocol import (
     UnloadAdapter,
     Welcome,
 )
+from octavo.engine.sleep import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from octavo.engine.client import AdapterCard, EngineState, Logprob
+    from octavo.engine.client import AdapterCard, EngineState
     from octavo.engine.status_page import StatusPage
     from octavo.sampling_params import SamplingParams
 
@@ -102,6 +103,7 @@ class SocketEngineClient:
         self._info: ModelInfo | None = None
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
+        self._is_writing = False  # the writer sends what it took from the outbox
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
         self._full_until = 0.0
@@ -199,15 +201,19 @@ class SocketEngineClient:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached block that nobody holds."""
-        self.model_info()
-        with self._lock:
-            self._put(self._frame(ResetPrefixCache()))
+        self._tell(ResetPrefixCache())
 
     def self_check(self) -> None:
         """Have the engine check its own accounting."""
-        self.model_info()
-        with self._lock:
-            self._put(self._frame(SelfCheck()))
+        self._tell(SelfCheck())
+
+    def sleep(self, level: int, patience_s: float) -> None:
+        """Free memory until wake_up()."""
+        Sleeper(self._page, self._tell, self.stats).sleep(level, patience_s)
+
+    def wake_up(self) -> None:
+        """End a sleep."""
+        Sleeper(self._page, self._tell, self.stats).wake_up()
 
     # --- For the worker ---
 
@@ -232,10 +238,17 @@ class SocketEngineClient:
 
     # --- Sending ---
 
+    def _tell(self, message: ToEngine) -> None:
+        self.model_info()
+        with self._lock:
+            self._put(self._frame(message))
+
     def _check_serving(self) -> None:
         state = self._page.read()
         if state.is_draining:
             raise errors.NotReadyError("The server is shutting down.")
+        if state.sleep_level:
+            raise errors.NotReadyError("The server is asleep.")
         if not state.is_alive or self._info is None:
             raise errors.NotReadyError("The model is not ready.")
         if self._outbox_bytes > _MAX_OUTBOX_BYTES:
@@ -262,7 +275,14 @@ class SocketEngineClient:
             raise errors.InvalidRequestError("The prompt is too large.") from None
 
     def _put(self, frame: bytes) -> None:
-        """Leave a frame for the writer. Requires: _lock is held."""
+        """Send a frame as far as the socket takes it at once; the rest is the writer's.
+
+        Requires: _lock is held.
+        """
+        if not self._outbox and not self._is_writing and self._socket is not None:
+            frame = frame[_send_now(self._socket, frame) :]
+            if not frame:
+                return
         self._outbox.append(frame)
         self._outbox_bytes += len(frame)
         self._outbox_filled.set()
@@ -275,12 +295,14 @@ class SocketEngineClient:
                 frames, self._outbox = self._outbox, deque()
                 self._outbox_bytes = 0
                 connection = self._socket
+                self._is_writing = connection is not None and bool(frames)
             if connection is None or not frames:
                 continue
             try:
                 connection.sendall(b"".join(frames))
             except OSError:
                 self._drop_connection()
+            self._is_writing = False
 
     def _tick(self) -> None:
         while not self._is_closed:
@@ -293,13 +315,15 @@ class SocketEngineClient:
 
     def _pump(self) -> None:
         while not self._is_closed:
-            try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            with (
+                contextlib.suppress(OSError),  # no descriptor is left
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            ):
+                # The engine is gone or went mad: either way this connection is over.
+                with contextlib.suppress(OSError, FrameError):
                     connection.connect(self._path)
                     self._serve(connection)
-            except (OSError, FrameError):
-                pass  # the engine is gone or went mad; either way this connection is over
-            self._lose_connection()
+                self._lose_connection()  # before it is closed: nobody may send to it any more
             time.sleep(_RECONNECT_S)
 
     def _serve(self, connection: socket.socket) -> None:
@@ -341,7 +365,7 @@ class SocketEngineClient:
 
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
-        columns = _Columns(outputs)
+        columns = Columns(outputs)
         live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):
             live = live_of(record[0] & _LOCAL_ID)
@@ -361,11 +385,16 @@ class SocketEngineClient:
             error = errors.EngineFaultError(message or "The engine failed.")
             self._fail(request_id, error)
         elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
-            self._fail(request_id, engine_gone())  # not by this client: the engine is ending
+            self._fail(request_id, self._why_aborted())  # not by this client
         else:
             live.stream.feed(output)
             if live.stream.is_ended:
                 self._forget(request_id)
+
+    def _why_aborted(self) -> errors.RequestError:
+        if self._page.sleep_level:
+            return errors.NotReadyError("The server was put to sleep.")
+        return engine_gone()
 
     def _fail(self, request_id: int, error: errors.RequestError) -> None:
         if live := self._forget(request_id):
@@ -404,60 +433,17 @@ class _Answer:
         self.arrived = threading.Event()
 
 
-class _Columns:
-    """The columns of an Outputs frame, cut record by record."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self._tokens = array.array("i", outputs.token_ids).tolist()
-        self._logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.logprobs))
-        self._prompt_logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.prompt_logprobs))
-        self._floats = array.array("f", outputs.pooled)
-        self._token = self._logprob = self._prompt_logprob = self._pooled = 0
-
-    def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
-        """The output of the next record."""
-        (
-            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us,
-            num_pooled, reason,
-        ) = record  # fmt: skip
-        start = self._token
-        self._token = start + num_tokens
-        output = RequestOutput(
-            index,
-            self._tokens[start : self._token],
-            finish_reason=FINISH_REASONS[reason],
-            stop_token_id=stop_id if stop_id >= 0 else None,
-            num_prompt_tokens=num_prompt,
-            num_cached_tokens=num_cached,
-            queue_time_us=queue_us,
-        )
-        if num_pooled:
-            begin = self._pooled
-            self._pooled = begin + num_pooled
-            output.pooled = self._floats[begin : self._pooled]
-        if num_lp or num_plp:
-            self._take_logprobs(output, num_lp, num_plp, live)
-        return output
-
-    def _take_logprobs(
-        self, output: RequestOutput, num: int, num_prompt: int, live: _Live | None
-    ) -> None:
-        start, self._logprob = self._logprob, self._logprob + num
-        prompt_start, self._prompt_logprob = self._prompt_logprob, self._prompt_logprob + num_prompt
-        if live is None:
-            return
-        output.logprobs = _groups(self._logprobs[start : self._logprob], live.logprobs)
-        entries = self._prompt_logprobs[prompt_start : self._prompt_logprob]
-        output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
-
-
 def _by_name(cards: Iterable[AdapterCard]) -> dict[str, AdapterCard]:
     return {card.name: card for card in cards}
 
 
-def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
-    """Entries of one token each."""
-    return [entries[i : i + size] for i in range(0, len(entries), size)]
+def _send_now(connection: socket.socket, frame: bytes) -> int:
+    """Bytes that the socket has room for; never blocks, in gevent's loop neither."""
+    system_socket = getattr(connection, "_sock", connection)  # gevent's hold one
+    try:
+        return _socket.socket.send(system_socket, frame, socket.MSG_DONTWAIT)
+    except OSError:  # full, or broken: the writer finds out which
+        return 0
 
 
 def _int32(token_ids: list[int]) -> bytes:

@@ -27,6 +27,7 @@ PHASES: Final = (
     "failed",
 )
 READY: Final = PHASES.index("ready")
+ENGINE_ENDS: Final = 2  # the sleep level at which there is no engine process
 
 _PAGE_BYTES = 4096
 # Words of the arbiter
@@ -37,6 +38,7 @@ _GENERATION = 2
 _ENGINE_PID = 3
 _ENGINE_DOWN = 4
 _EXIT_CODE = 5  # exit code + 1 once the supervisor has given up or ended
+_NUM_WAKE_UPS = 13  # generations that a sleep made necessary
 # Words of the engine process; the arbiter writes the phase before there is one
 _PHASE = 6
 _PROGRESS_PPM = 7
@@ -49,6 +51,7 @@ _PHASE_NS = 16  # start of each phase, len(PHASES) words
 # Words of the HTTP workers
 _WORKER_FAILURE = 32  # exit code + 1 of a worker that cannot serve
 _WORKERS_COMPLETE = 33  # 1 once all of them could serve at the same time
+_SLEEP_LEVEL = 34  # that is wanted; the supervisor ends and starts the engine for ENGINE_ENDS
 _WORKER_PIDS = 64  # of the workers that can serve, one slot each
 _NUM_WORKER_SLOTS = 64
 
@@ -124,7 +127,7 @@ class StatusPage:
     def begin_generation(self) -> int:
         """Clear what the previous engine process wrote; returns the new generation, from 1."""
         words = self._words
-        for word in (_HEARTBEAT_NS, _LIVENESS_NS, _ENGINE_PID):
+        for word in (_HEARTBEAT_NS, _LIVENESS_NS, _ENGINE_PID, _SLEEP_LEVEL):
             words[word] = 0
         first = PHASES.index("downloading")
         for index in range(first, len(PHASES)):
@@ -158,6 +161,26 @@ class StatusPage:
     def reason(self) -> str:
         """Why the engine ended, or "" while it never did."""
         return self._read_text(_REASON)
+
+    # --- Sleep ---
+
+    @property
+    def sleep_level(self) -> int:
+        """0 while the engine is to be awake."""
+        return int(self._words[_SLEEP_LEVEL])
+
+    def set_sleep_level(self, level: int) -> None:
+        """Turn readiness off for a sleep, or on after it."""
+        self._words[_SLEEP_LEVEL] = level
+
+    def end_engine_sleep(self) -> None:
+        """Have the engine process started again. It counts as loading from now on."""
+        self.enter("configuring")
+        self._words[_SLEEP_LEVEL] = 0
+
+    def count_wake_up(self) -> None:
+        """Count the generation that follows as no failure."""
+        self._words[_NUM_WAKE_UPS] += 1
 
     # --- The end ---
 
@@ -225,7 +248,8 @@ class StatusPage:
         index = words[_PHASE]
         heartbeat, liveness = words[_HEARTBEAT_NS], words[_LIVENESS_NS]
         age_ns = max(0, now - heartbeat) if heartbeat else 0
-        is_stuck = index == READY and liveness > 0 and age_ns > liveness
+        level = self.sleep_level
+        is_stuck = index == READY and 0 < liveness < age_ns and level != ENGINE_ENDS
         is_alive = not (words[_ENGINE_DOWN] or is_stuck)
         is_draining = self.is_draining
         return EngineState(
@@ -236,12 +260,14 @@ class StatusPage:
             bytes_found=words[_BYTES_FOUND],
             elapsed_s=(now - words[_STARTED_NS]) / 1e9,
             heartbeat_age_s=age_ns / 1e9,
-            is_ready=index == READY and is_alive and not is_draining,
+            is_ready=index == READY and is_alive and not is_draining and not level,
             is_alive=is_alive,
             is_draining=is_draining,
             reason="" if is_alive else self._why(age_ns, is_stuck=is_stuck),
             generation=words[_GENERATION],
             phase_seconds=self._phase_seconds(now),
+            sleep_level=level,
+            num_wake_ups=words[_NUM_WAKE_UPS],
         )
 
     def _phase_name(self, index: int) -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.engine.launch import Launch
+from octavo.engine.status_page import ENGINE_ENDS
 from octavo.errors import EngineError, OutOfMemoryError, StartupTimeoutError
 from octavo.processes import oom_kills
 
@@ -117,17 +118,39 @@ class Supervisor:
 
     def _run_engine(self) -> Failure | None:
         """Start an engine and watch it; None when the lifeline was cut."""
-        generation = self._page.begin_generation()
-        self._start_engine()
-        watch = _Watch(self._config, self._page)
+        generation, watch = self._begin()
         while True:
             self._observer.observe(self._page)
             if self._wait(_READY_TICK_S if self._page.engine_phase == "ready" else _TICK_S):
                 return None
             if self._engine is not None and (status := self._engine.poll()) is not None:
                 return self._explain_exit(status, generation)
-            if failure := watch.check():
+            if self._page.sleep_level == ENGINE_ENDS:
+                if not self._sleep():
+                    return None
+                generation, watch = self._begin()
+            elif failure := watch.check():
                 return failure
+
+    def _begin(self) -> tuple[int, _Watch]:
+        generation = self._page.begin_generation()
+        self._start_engine()
+        return generation, _Watch(self._config, self._page)
+
+    def _sleep(self) -> bool:
+        """End the engine and wait until it is wanted again; False when the lifeline was cut."""
+        self._end_engine()
+        self._kill_engine()
+        self._page.set_engine_pid(0)
+        log.info("The engine sleeps: its process has ended")
+        while self._page.sleep_level == ENGINE_ENDS:
+            self._observer.observe(self._page)
+            readable, _, _ = select.select([self._lifeline], [], [], _READY_TICK_S)
+            if readable:
+                return False
+        log.info("Waking the engine")
+        self._page.count_wake_up()
+        return True
 
     def _start_engine(self) -> None:
         launch = Launch(

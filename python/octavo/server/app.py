@@ -23,9 +23,11 @@ from octavo.server.readiness import ReadinessMiddleware
 from octavo.server.response_store import ResponseStore
 from octavo.server.responses import (
     CancelResponseResource,
+    InputItemsResource,
     ResponseResource,
     ResponsesResource,
 )
+from octavo.server.sleep import IsSleepingResource, SleepResource, WakeUpResource
 from octavo.server.tokenize import (
     DetokenizeResource,
     TokenizeResource,
@@ -81,6 +83,7 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         "/v1/responses": ResponsesResource(context, store),
         "/v1/responses/{response_id}": ResponseResource(store),
         "/v1/responses/{response_id}/cancel": CancelResponseResource(store),
+        "/v1/responses/{response_id}/input_items": InputItemsResource(store),
         "/tokenize": TokenizeResource(context),
         "/detokenize": DetokenizeResource(context),
         "/tokenizer_info": TokenizerInfoResource(context),
@@ -94,5 +97,8 @@ def routes(context: ServerContext, readiness: Readiness) -> dict[str, object]:
         table["/v1/load_lora_adapter"] = LoadAdapterResource(context)
         table["/v1/unload_lora_adapter"] = UnloadAdapterResource(context)
         table["/server_info"] = ServerInfoResource(context)
+        table["/sleep"] = SleepResource(context, readiness)
+        table["/wake_up"] = WakeUpResource(context)
+        table["/is_sleeping"] = IsSleepingResource(context)
     openapi.describe(table)
     return table

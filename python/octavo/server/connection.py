@@ -15,11 +15,29 @@ class Connection(gevent_socket):  # type: ignore[misc]
     """A socket that hands data to the kernel first and waits only for what was not taken.
 
     gevent's sendall() asks for the buffer's size before each write, which doubles the system calls
-    of a stream of events.
+    of a stream of events; and a response's head and its first bytes would be sent one by one.
     """
+
+    _is_holding = False
+    _held = b""
+
+    def hold(self) -> None:
+        """Keep what is sent next, a response's head, until more is sent or flush() is called."""
+        self._is_holding = True
+
+    def flush(self) -> None:
+        """Send what is held."""
+        self._is_holding = False
+        if self._held and not self.closed:
+            self.sendall(b"")
 
     def sendall(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send everything, waiting while the peer does not read."""
+        if self._is_holding:
+            self._is_holding, self._held = False, bytes(data)
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
         view = memoryview(data)
         try:
             sent = self._sock.send(view, flags)

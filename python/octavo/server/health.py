@@ -100,7 +100,8 @@ class StartedProbe(_Probe):
     def failure(self, req: falcon.Request, state: EngineState) -> dict[str, Any] | None:
         """Still starting."""
         del req
-        self._has_started = self._has_started or state.is_ready or state.generation > 1
+        has_served = state.is_ready or state.sleep_level > 0 or state.generation > 1
+        self._has_started = self._has_started or has_served
         return None if self._has_started else describe(state)
 
 
@@ -110,6 +111,8 @@ def describe(state: EngineState) -> dict[str, Any]:
         return {"status": "draining"}
     if not state.is_alive or state.phase == "failed":
         return {"status": "unhealthy", "reason": state.reason}
+    if state.sleep_level:
+        return {"status": "sleeping", "level": state.sleep_level}
     body: dict[str, Any] = {
         "status": "loading",
         "phase": state.phase,

@@ -114,7 +114,10 @@ def _server_lines(state: EngineState, label: str) -> Iterator[str]:
     yield from _head("ready", "gauge", "1 while requests are served.")
     yield f"{PREFIX}ready{{{label}}} {int(state.is_ready)}"
     yield from _head("engine_restarts_total", "counter", "Engine processes started again.")
-    yield f"{PREFIX}engine_restarts_total{{{label}}} {max(0, state.generation - 1)}"
+    restarts = max(0, state.generation - 1 - state.num_wake_ups)
+    yield f"{PREFIX}engine_restarts_total{{{label}}} {restarts}"
+    yield from _head("sleep_level", "gauge", "0 awake, 1 without KV cache, 2 without weights.")
+    yield f"{PREFIX}sleep_level{{{label}}} {state.sleep_level}"
     yield from _head("startup_seconds", "gauge", "Duration of each phase of the start.")
     for phase, seconds in state.phase_seconds.items():
         yield f'{PREFIX}startup_seconds{{{label},phase="{phase}"}} {seconds:.6f}'

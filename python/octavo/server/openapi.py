@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,6 +52,7 @@ class Operation:
         media_type: Of the answer.
         streams: The answer is server-sent events when the request says `stream`.
         error: Struct of the body of errors.
+        query: Parameters of the query by name, as JSON schemas.
     """
 
     summary: str
@@ -60,6 +61,7 @@ class Operation:
     media_type: str = "application/json"
     streams: bool = False
     error: type[msgspec.Struct] = ErrorResponse
+    query: Mapping[str, object] = field(default_factory=dict)
 
 
 class OpenApiResource:
@@ -154,11 +156,17 @@ def _operation(operation: Operation, named: Mapping[Any, Any], *, is_open: bool)
         content["text/event-stream"] = {"schema": _EVENT}
     responses = described["responses"]
     responses["200"] = {"description": "The answer.", "content": content}
+    if operation.query:
+        described["parameters"] = [
+            {"name": name, "in": "query", "schema": schema}
+            for name, schema in operation.query.items()
+        ]
     if operation.request is not None:
         body = {"application/json": {"schema": named[operation.request]}}
         described["requestBody"] = {"required": True, "content": body}
     error = {"application/json": {"schema": named[operation.error]}}
-    statuses = (*_ANYWHERE, *(_WITH_BODY if operation.request else ()))
+    by_query = (400,) if operation.query else ()
+    statuses = {*_ANYWHERE, *by_query, *(_WITH_BODY if operation.request else ())}
     for status in sorted(statuses):
         responses[str(status)] = {"description": _REFUSALS[status], "content": error}
     return described

@@ -20,6 +20,7 @@ T = TypeVar("T")
 LOADING_RETRY_S = 1
 DRAINING_RETRY_S = 5
 UNHEALTHY_RETRY_S = 5
+SLEEPING_RETRY_S = 5
 
 
 class Deferred(Generic[T]):
@@ -103,6 +104,8 @@ def retry_after_s(state: EngineState) -> int:
     """Seconds after which a client may try again."""
     if state.is_draining:
         return DRAINING_RETRY_S
+    if state.sleep_level:
+        return SLEEPING_RETRY_S
     return LOADING_RETRY_S if state.is_alive else UNHEALTHY_RETRY_S
 
 
@@ -112,4 +115,6 @@ def explain(state: EngineState) -> str:
         return "The server is shutting down."
     if not state.is_alive:
         return "The engine is down and is being started again."
+    if state.sleep_level:
+        return "The server is asleep."
     return f"The model is loading: {state.phase.replace('_', ' ')}, {state.progress:.0%}."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.server.schemas.chat import (
@@ -35,6 +38,13 @@ PARAMS = {
     "max_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
+}
+
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
 }
 
 
@@ -91,6 +101,31 @@ def input_messages(given: str | Sequence[InputItem]) -> list[ChatMessage]:
         if not (messages and _joins(messages[-1], message)):
             messages.append(message)
     return messages
+
+
+def shown_input(given: str | Sequence[InputItem]) -> list[dict[str, Any]]:
+    """The items of an input as they are told to whoever asks for them."""
+    if isinstance(given, str):
+        part = {"type": "input_text", "text": given}
+        return [
+            {
+                "id": f"msg_{uuid.uuid4().hex}",
+                "type": "message",
+                "status": "completed",
+                "role": "user",
+                "content": [part],
+            }
+        ]
+    return [_shown_item(item) for item in given]
+
+
+def _shown_item(item: InputItem) -> dict[str, Any]:
+    shown = {k: v for k, v in msgspec.to_builtins(item).items() if v is not None}
+    if item.type == "message" and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        shown["content"] = [{"type": kind, "text": item.content}]
+    prefix = _ID_PREFIXES.get(item.type, "item")
+    return {"id": f"{prefix}_{uuid.uuid4().hex}", "status": "completed", **shown}
 
 
 def _message(item: InputItem, where: str) -> ChatMessage:

@@ -1,46 +1,34 @@
-"""POST /v1/responses; GET and DELETE of those that are kept."""
+"""POST /v1/responses; GET, DELETE and cancel of those that are kept."""
 
 from __future__ import annotations
 
-import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo.errors import InvalidRequestError, RequestError
+from octavo.server.background import BackgroundRun
 from octavo.server.chat_run import ChatRun
 from octavo.server.error_responses import renamed_param
-from octavo.server.logprobs import chat_logprobs
 from octavo.server.openapi import Operation
-from octavo.server.response_input import PARAMS, chat_request, input_messages, shown_tools
+from octavo.server.response_answer import ResponseAnswer
+from octavo.server.response_input import PARAMS, chat_request, input_messages, shown_input
 from octavo.server.response_store import ResponseStore, StoredResponse
-from octavo.server.response_writer import ItemWriter
 from octavo.server.schemas.chat import ChatMessage, FunctionCall, ToolCall
-from octavo.server.schemas.decode import decode_free_form
-from octavo.server.schemas.responses import (
-    IncompleteDetails,
-    InputTokensDetails,
-    OutputItem,
-    OutputTokensDetails,
-    ReasoningOptions,
-    Response,
-    ResponseError,
-    ResponseRequest,
-    ResponseUsage,
-)
-from octavo.server.sse import KEEP_ALIVE
+from octavo.server.schemas.responses import OutputItem, Response, ResponseRequest
 from octavo.server.streaming import stream_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import falcon
 
     from octavo.server.context import ServerContext
-    from octavo.server.generation import Piece
 
 _DECODER = msgspec.json.Decoder(ResponseRequest)
+_DEFAULT_ITEMS = 20
+_MAX_ITEMS = 100
+_CAN_GO_ON = frozenset({"completed", "incomplete"})
 
 
 class UnknownResponseError(RequestError):
@@ -65,21 +53,25 @@ class ResponsesResource:
         self._store = store
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer an input."""
+        """Answer an input, at once or in the background."""
         request = self._context.read(req, _DECODER)
-        _check(request)
+        self._check(request)
         earlier = self._earlier(request)
         with renamed_param(PARAMS):
             chat = chat_request(request, earlier)
             run = ChatRun(self._context, chat, req.context.started)
         keeps = self._store.is_enabled and request.store is not False
-        answer = _Answer(request, run, store=keeps)
+        answer = ResponseAnswer(request, run, store=keeps)
         conversation = [*earlier, *input_messages(request.input)]
+        items = shown_input(request.input)
 
         def keep(response: Response) -> None:
             if keeps:
-                self._store.put(response.id, _stored(response, conversation))
+                self._store.put(response.id, _stored(response, conversation, items))
 
+        if request.background:
+            resp.data = self._begin(answer, conversation, items)
+            return
         if request.stream:
             stream_generation(
                 req, resp, run.generation, lambda pieces: answer.events(pieces, keep), answer.fault
@@ -90,13 +82,53 @@ class ResponsesResource:
             keep(response)
             resp.data = msgspec.json.encode(response)
 
+    def _begin(
+        self,
+        answer: ResponseAnswer,
+        conversation: Sequence[ChatMessage],
+        items: Sequence[dict[str, Any]],
+    ) -> bytes:
+        """Have a response made; returns it as it is before that."""
+        store = self._store
+
+        def keep(response: Response) -> None:
+            store.end(response.id, _stored(response, conversation, items))
+
+        run = BackgroundRun(answer, items, keep)
+        body = run.body()
+        store.begin(answer.response.id, run)
+        run.start()
+        return body
+
+    def _check(self, request: ResponseRequest) -> None:
+        if not request.background:
+            return
+        if request.stream:
+            raise InvalidRequestError(
+                "stream: a background response is polled, not streamed.", param="stream"
+            )
+        if request.store is False:
+            raise InvalidRequestError("store: a background response is kept.", param="store")
+        if not self._store.is_enabled:
+            raise InvalidRequestError(
+                "background: needs a server with one HTTP worker (--api-server-count 1).",
+                param="background",
+            )
+        self._store.check_room()
+
     def _earlier(self, request: ResponseRequest) -> Sequence[ChatMessage]:
-        if request.previous_response_id is None:
+        id_ = request.previous_response_id
+        if id_ is None:
             return ()
-        stored = self._store.get(request.previous_response_id)
-        if stored is None:
+        stored = self._store.get(id_)
+        if stored is None and self._store.running(id_) is None:
             raise UnknownResponseError(
                 "previous_response_id: this response is not kept here.",
+                param="previous_response_id",
+            )
+        if stored is None or stored.status not in _CAN_GO_ON:
+            raise InvalidRequestError(
+                "previous_response_id: this response is not complete.",
                 param="previous_response_id",
             )
         return stored.messages
@@ -106,8 +138,8 @@ class ResponseResource:
     """One response that is kept."""
 
     operations = {  # noqa: RUF012 - a constant
-        "get": Operation(summary="A response that is kept", answer=Response),
-        "delete": Operation(summary="Forget a response"),
+        "get": Operation(summary="A response that is kept, or as far as it has come"),
+        "delete": Operation(summary="Forget a response, and stop it if it runs"),
     }
 
     def __init__(self, store: ResponseStore) -> None:
@@ -115,23 +147,25 @@ class ResponseResource:
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
         """As it was answered."""
-        stored = self._store.get(response_id)
-        if stored is None:
-            raise UnknownResponseError("This response is not kept here.")
-        resp.data = stored.body
+        if run := self._store.running(response_id):
+            resp.data = run.body()
+        elif stored := self._store.get(response_id):
+            resp.data = stored.body
+        else:
+            raise _unknown()
 
     on_head = on_get
 
     def on_delete(self, _req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
         """Forget it."""
         if not self._store.remove(response_id):
-            raise UnknownResponseError("This response is not kept here.")
+            raise _unknown()
         deleted = {"id": response_id, "object": "response", "deleted": True}
         resp.data = msgspec.json.encode(deleted)
 
 
 class CancelResponseResource:
-    """Cancels responses that run in the background, of which there are none."""
+    """Cancels responses that run in the background."""
 
     operations = {  # noqa: RUF012 - a constant
         "post": Operation(summary="Cancel a response that runs in the background")
@@ -140,129 +174,97 @@ class CancelResponseResource:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    def on_post(self, _req: falcon.Request, _resp: falcon.Response, response_id: str) -> None:
-        """Say that there is nothing to cancel."""
-        if self._store.get(response_id) is None:
-            raise UnknownResponseError("This response is not kept here.")
-        raise InvalidRequestError("This response is complete and cannot be cancelled.")
+    def on_post(self, _req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
+        """Stop it and answer what it has come to; one that has ended stays as it is."""
+        if run := self._store.running(response_id):
+            resp.data = run.cancel()
+            return
+        stored = self._store.get(response_id)
+        if stored is None:
+            raise _unknown()
+        if not stored.is_background:
+            raise InvalidRequestError("Only a background response can be cancelled.")
+        resp.data = stored.body
 
 
-class _Answer:
-    """Makes the response, or its events, of a chat."""
+class InputItemsResource:
+    """What a response answers."""
 
-    def __init__(self, request: ResponseRequest, run: ChatRun, *, store: bool) -> None:
-        self._run = run
-        self._writer = ItemWriter()
-        self._num_reasoning_tokens = 0
-        sampling = run.sampling
-        text_format = request.text.format if request.text else None
-        self._response = Response(
-            id=f"resp_{uuid.uuid4().hex}",
-            created_at=int(time.time()),
-            instructions=request.instructions,
-            max_output_tokens=request.max_output_tokens,
-            model=run.name,
-            parallel_tool_calls=request.parallel_tool_calls is not False,
-            previous_response_id=request.previous_response_id,
-            reasoning=request.reasoning or ReasoningOptions(),
-            store=store,
-            temperature=sampling.temperature,
-            text={"format": _shown_format(text_format)},
-            tool_choice=request.tool_choice or "auto",
-            tools=shown_tools(request),
-            top_logprobs=request.top_logprobs or 0,
-            top_p=sampling.top_p,
-            truncation=request.truncation or "disabled",
-            user=request.user,
-            metadata=request.metadata or {},
+    operations = {  # noqa: RUF012 - a constant
+        "get": Operation(
+            summary="The input of a response",
+            query={
+                "limit": {"type": "integer", "minimum": 1, "maximum": _MAX_ITEMS},
+                "order": {"enum": ["asc", "desc"], "default": "desc"},
+                "after": {"type": "string"},
+            },
         )
-
-    def whole(self) -> Response:
-        """Wait for the answer."""
-        for piece in self._run.generation:
-            for _ in self._take(piece):
-                pass
-        return self._response
-
-    def events(self, pieces: Iterator[Piece | None], keep: Any) -> Iterator[bytes]:
-        """The events of a stream."""
-        yield self._whole_event("response.created")
-        yield self._whole_event("response.in_progress")
-        for piece in pieces:
-            if piece is None:
-                yield KEEP_ALIVE
-            else:
-                yield from self._take(piece)
-        keep(self._response)
-        yield self._whole_event(f"response.{self._response.status}")
-
-    def fault(self, error: RequestError) -> bytes:
-        """The last event of a stream that fails."""
-        response = self._response
-        response.status = "failed"
-        response.output = self._writer.items
-        response.error = ResponseError(code=str(error.code or error.type), message=error.message)
-        return self._whole_event("response.failed")
-
-    def _take(self, piece: Piece) -> Iterator[bytes]:
-        parts = self._run.parts(piece)
-        if parts.reasoning:
-            self._num_reasoning_tokens += len(piece.token_ids)
-        yield from self._writer.take(parts, self._logprobs(piece))
-        if piece.finish_reason is not None:
-            status = "completed" if piece.finish_reason == "stop" else "incomplete"
-            yield from self._writer.finish(status)
-            self._finish(piece, status)
-
-    def _finish(self, piece: Piece, status: str) -> None:
-        response, usage = self._response, self._run.generation.usage()
-        response.status = status
-        if status == "incomplete":
-            is_length = piece.finish_reason == "length"
-            reason = "max_output_tokens" if is_length else "cancelled"
-            response.incomplete_details = IncompleteDetails(reason=reason)
-        response.output = self._writer.items
-        details = usage.prompt_tokens_details
-        cached = InputTokensDetails(cached_tokens=details.cached_tokens if details else 0)
-        thought = OutputTokensDetails(reasoning_tokens=self._num_reasoning_tokens)
-        response.usage = ResponseUsage(
-            input_tokens=usage.prompt_tokens,
-            input_tokens_details=cached,
-            output_tokens=usage.completion_tokens,
-            output_tokens_details=thought,
-            total_tokens=usage.total_tokens,
-        )
-
-    def _logprobs(self, piece: Piece) -> list[Any]:
-        if not self._run.request.logprobs:
-            return []
-        return list(chat_logprobs(self._run.token_bytes, piece.logprobs))
-
-    def _whole_event(self, kind: str) -> bytes:
-        return self._writer.event(kind, response=self._response)
-
-
-def _check(request: ResponseRequest) -> None:
-    if request.background:
-        raise InvalidRequestError("background: is not supported.", param="background")
-
-
-def _shown_format(text_format: Any) -> dict[str, Any]:
-    if text_format is None or text_format.type != "json_schema":
-        return {"type": "text" if text_format is None else text_format.type}
-    return {
-        "type": "json_schema",
-        "name": text_format.name,
-        "schema": decode_free_form(text_format.schema, "text.format.schema"),
-        "strict": bool(text_format.strict),
     }
 
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
 
-def _stored(response: Response, conversation: Sequence[ChatMessage]) -> StoredResponse:
+    def on_get(self, req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
+        """A page of the items, the newest first."""
+        known = self._store.running(response_id) or self._store.get(response_id)
+        if known is None:
+            raise _unknown()
+        items = list(known.input_items)
+        if _order(req) == "desc":
+            items.reverse()
+        begin = _begin(items, req.get_param("after"))
+        page = items[begin : begin + _limit(req)]
+        resp.data = msgspec.json.encode(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": begin + len(page) < len(items),
+            }
+        )
+
+    on_head = on_get
+
+
+def _unknown() -> UnknownResponseError:
+    return UnknownResponseError("This response is not kept here.")
+
+
+def _order(req: falcon.Request) -> str:
+    order: str = req.get_param("order", default="desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequestError("order: expected asc or desc.", param="order")
+    return order
+
+
+def _limit(req: falcon.Request) -> int:
+    text: str = req.get_param("limit", default=str(_DEFAULT_ITEMS))
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_ITEMS))):
+        text = "0"
+    if not 1 <= int(text) <= _MAX_ITEMS:
+        raise InvalidRequestError(f"limit: expected 1 to {_MAX_ITEMS}.", param="limit")
+    return int(text)
+
+
+def _begin(items: Sequence[dict[str, Any]], after: str | None) -> int:
+    if after is None:
+        return 0
+    ids = [item["id"] for item in items]
+    if after not in ids:
+        raise InvalidRequestError("after: there is no such item.", param="after")
+    return ids.index(after) + 1
+
+
+def _stored(
+    response: Response, conversation: Sequence[ChatMessage], items: Sequence[dict[str, Any]]
+) -> StoredResponse:
     body = msgspec.json.encode(response)
     messages = [*conversation, *_answer_messages(response.output)]
-    size = len(body) + sum(len(msgspec.json.encode(message)) for message in messages)
-    return StoredResponse(body, messages, size)
+    size = len(body) + len(msgspec.json.encode(messages)) + len(msgspec.json.encode(items))
+    return StoredResponse(
+        body, messages, size, items, status=response.status, is_background=response.background
+    )
 
 
 def _answer_messages(output: Sequence[OutputItem]) -> list[ChatMessage]:

@@ -26,7 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError, QueueFullError, RequestError
 from octavo.processes import die_with_parent
-from octavo.server.connection import Listener
+from octavo.server.connection import Connection, Listener
 from octavo.server.connections import (
     RESERVE,
     BadHttpError,
@@ -226,7 +226,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     error = TooManyConnectionsError("The server has too many connections.")
                     _say(client, error)
                     raise StopIteration
-                super().handle_request(listener_name, req, client, addr)
+                self._answer(listener_name, req, client, addr)
         except TimeoutError:
             # A reset, or the kernel would go on offering what the client does not read.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -234,6 +234,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._active -= 1
             client.settimeout(None)  # between requests the keep-alive time-out rules
+
+    def _answer(self, listener_name: Any, req: Any, client: Any, addr: Any) -> None:
+        """Send the head together with the first bytes of the body, which follow at once."""
+        if not isinstance(client, Connection):  # TLS
+            super().handle_request(listener_name, req, client, addr)
+            return
+        client.hold()
+        try:
+            super().handle_request(listener_name, req, client, addr)
+        finally:
+            client.flush()
 
     def _sheds(self, req: Any) -> bool:
         """Whether to refuse without a look at the body.

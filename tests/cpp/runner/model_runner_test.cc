@@ -130,6 +130,21 @@ TEST(ModelRunner, WarmUpReportsRisingProgress) {
   f.runner.self_test();
 }
 
+TEST(ModelRunner, ARestoredCacheServesAsTheFirstOne) {
+  Fixture f;
+  SamplingParams sampling;
+  const Sequence a(20);
+  StepResult before, after;
+  f.runner.run(batch_of({a.schedule(0, 20, sampling)}), before);
+  f.runner.free_kv_cache();
+  f.runner.free_kv_cache();
+  f.runner.restore_kv_cache();
+  f.runner.restore_kv_cache();
+  f.runner.run(batch_of({a.schedule(0, 20, sampling)}), after);
+  EXPECT_EQ(after.token_ids, before.token_ids);
+  EXPECT_GE(after.token_ids[0], 0);
+}
+
 TEST(ModelRunner, SelfTestFindsNaN) {
   struct BrokenBackend : ReferenceBackend {
     void linear(const LinearWeight& weight, TensorView x, TensorView out) override {

@@ -50,7 +50,20 @@ class FakeRunner final : public StepRunner {
 
   int32_t max_steps_in_flight() const override { return options_.max_steps_in_flight; }
 
+  void free_kv_cache() override {
+    check(in_flight_.empty(), "a step in flight still uses the cache");
+    memory_ = {};
+  }
+
+  void restore_kv_cache() override {
+    if (const auto hook = before_restore) hook();
+    memory_.assign(options_.num_blocks * options_.block_size, 0);
+  }
+
+  bool has_kv_cache() const { return !memory_.empty(); }
+
   void launch(const ScheduledBatch& batch) override {
+    check(has_kv_cache(), "no step runs without the cache");
     // Called through copies, so that a hook can take itself away.
     if (const auto hook = before_run) hook(batch);
     check_batch(batch);
@@ -82,6 +95,7 @@ class FakeRunner final : public StepRunner {
   }
 
   std::function<void(const ScheduledBatch&)> before_run;
+  std::function<void()> before_restore;
   std::function<void(const ScheduledBatch&, StepResult&)> after_run;
   int64_t num_computed_tokens = 0;  // over all steps, recomputed ones included
 
