@@ -88,6 +88,7 @@ class CudaBackend : public Backend {
       : activation_dtype_(options.weight_dtype),
         has_fp8_(options.quantization == "fp8"),
         enforce_eager_(options.enforce_eager),
+        fuses_tails_(options.fused_layer_tail),
         device_(select_device(options.device)),
         context_(make_context(device_, stream_, options)),
         uploader_(device_),
@@ -214,7 +215,8 @@ class CudaBackend : public Backend {
                        .gated = x.gated,
                        .next_out = x.next_out};
     if (tail.next != nullptr) call.next = as_cuda(*tail.next).operand();
-    if (!context_.is_hopper || context_.batch_invariant || !FusedLayerTail::accepts(call)) {
+    if (!fuses_tails_ || !context_.is_hopper || context_.batch_invariant ||
+        !FusedLayerTail::accepts(call)) {
       return false;
     }
     layer_tail_.run(context_, call);
@@ -348,6 +350,7 @@ class CudaBackend : public Backend {
   const DType activation_dtype_;
   const bool has_fp8_;
   const bool enforce_eager_;
+  const bool fuses_tails_;
   const int device_;
   Stream stream_;
   const DeviceContext context_;

@@ -70,31 +70,42 @@ struct TailConsumer {
     return static_cast<int64_t>(g * 8 + lane() / 4) * args.hidden + row;
   }
 
-  // residual += tile; normed = residual * norm; the rows' squares. The tile may lack the sums of
-  // other blocks, which are fetched after the residual has been asked for.
-  __device__ void add_tile(const TailPhase<T>& phase, const float* norm, int index,
-                           bool is_shared) {
-    const int base = index * kTileRows + warp() * 16;
-    const int row = base + lane() % 4 * 2;
-    uint32_t old[kGroups][2];
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int r = row + half * 8;
-        old[g][half] = holds(r, g)
-                           ? __ldcg(reinterpret_cast<const uint32_t*>(args.residual + place(r, g)))
-                           : 0;
-      }
+  // What the end of a tile needs from memory. It is asked for before the tile's slices are summed:
+  // behind the weights of the next phase, which fill the memory's queues, it would come late.
+  struct TileEnd {
+    uint32_t old[kGroups][2];  // the residual
+    float2 weights[2];         // of the norm
+    RowTerms terms[2];
+  };
+  __device__ void ask_for_end(int p, int index, TileEnd& end) const {
+    const TailPhase<T>& phase = args.phases[p];
+    if (p == 1) {
+      const int row = index * (kTileRows / 2) + warp() * 8 + lane() / 4;
+      end.terms[0] = terms(phase, row);
+      end.terms[1] = terms(phase, phase.shape.out_features / 2 + row);
+      return;
     }
-    float2 weights[2] = {};
+    const int base = index * kTileRows + warp() * 16;
+    end.terms[0] = terms(phase, base + lane() / 4);
+    end.terms[1] = terms(phase, base + 8 + lane() / 4);
+    if (p == 3) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = row + half * 8;
-      if (r < args.hidden) weights[half] = *reinterpret_cast<const float2*>(norm + r);
+      const int row = base + half * 8 + lane() % 4 * 2;
+      end.weights[half] = row < args.hidden
+                              ? *reinterpret_cast<const float2*>(args.norms[p / 2] + row)
+                              : make_float2(0.0f, 0.0f);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const auto* at = reinterpret_cast<const uint32_t*>(args.residual + place(row, g));
+        end.old[g][half] = holds(row, g) ? __ldcg(at) : 0;
+      }
     }
-    const RowTerms both[2] = {terms(phase, base + lane() / 4), terms(phase, base + 8 + lane() / 4)};
-    if (is_shared) tile.take_partials(phase.shape, (index + 1) * phase.shape.num_slices);
+  }
+
+  // residual += tile; normed = residual * norm; the rows' squares.
+  __device__ void add_tile(int index, const TileEnd& end) {
+    const int row = index * kTileRows + warp() * 16 + lane() % 4 * 2;
     float squares[kGroups];
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
@@ -103,8 +114,8 @@ struct TailConsumer {
       for (int half = 0; half < 2; ++half) {
         const float* sums = tile.sums + g * 4 + half * 2;
         const uint32_t delta =
-            transpose_8x8(pack2<T>(both[half].apply(sums[0]), both[half].apply(sums[1])));
-        squares[g] += add_pair(weights[half], row + half * 8, g, old[g][half], delta);
+            transpose_8x8(pack2<T>(end.terms[half].apply(sums[0]), end.terms[half].apply(sums[1])));
+        squares[g] += add_pair(end.weights[half], row + half * 8, g, end.old[g][half], delta);
       }
     }
     write_squares(index, squares);
@@ -155,18 +166,15 @@ struct TailConsumer {
     return *reinterpret_cast<const float2*>(row_scales + g * 8 + lane() % 4 * 2);
   }
 
-  __device__ void write_gated(const TailPhase<T>& phase, int index) const {
-    const int width = phase.shape.out_features / 2;
+  __device__ void write_gated(int index, int width, const TileEnd& end) const {
     const int row = index * (kTileRows / 2) + warp() * 8;
-    const RowTerms gate_terms = terms(phase, row + lane() / 4);
-    const RowTerms up_terms = terms(phase, width + row + lane() / 4);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const float2 s = scales_of(g);
       const float* sums = tile.sums + g * 4;
       const auto result = [&](float gate_sum, float up_sum, float scale) {
-        const float gate = round_to<T>(gate_terms.apply(gate_sum * scale));
-        const float up = round_to<T>(up_terms.apply(up_sum * scale));
+        const float gate = round_to<T>(end.terms[0].apply(gate_sum * scale));
+        const float up = round_to<T>(end.terms[1].apply(up_sum * scale));
         return __fdividef(gate, 1.0f + __expf(-gate)) * up;
       };
       write_eight(args.gated, width, row, g,
@@ -174,47 +182,56 @@ struct TailConsumer {
     }
   }
 
-  __device__ void write_next(const TailPhase<T>& phase, int index) const {
+  __device__ void write_next(int index, int width, const TileEnd& end) const {
     const int row = index * kTileRows + warp() * 16;
-    const RowTerms both[2] = {terms(phase, row + lane() / 4), terms(phase, row + 8 + lane() / 4)};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const float2 s = scales_of(g);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float* sums = tile.sums + g * 4 + half * 2;
-        write_eight(args.next_out, phase.shape.out_features, row + half * 8, g,
-                    make_float2(both[half].apply(sums[0] * s.x), both[half].apply(sums[1] * s.y)));
+        write_eight(args.next_out, width, row + half * 8, g,
+                    make_float2(end.terms[half].apply(sums[0] * s.x),
+                                end.terms[half].apply(sums[1] * s.y)));
       }
     }
   }
 
   __device__ void run_phase(int p) {
-    const TailPhase<T>& phase = args.phases[p];
-    const int num_slices = phase.shape.num_slices;
-    const int end = first_slice(phase.shape, blockIdx.x + 1);
-    int slice = first_slice(phase.shape, blockIdx.x);
+    const StreamShape& shape = args.phases[p].shape;
+    const int end = first_slice(shape, blockIdx.x + 1);
+    int slice = first_slice(shape, blockIdx.x);
     bool has_scales = p % 2 == 0;  // needs none
+    // The residual that phase 2 asks for is what phase 0 has left, here or elsewhere.
+    if (p == 2 && slice < end) wait_for_blocks(args.counters);
     while (slice < end) {
-      const int index = slice / num_slices;
-      const int tile_end = (index + 1) * num_slices;
+      const int index = slice / shape.num_slices;
+      const int tile_end = (index + 1) * shape.num_slices;
       const int stop = min(end, tile_end);
-      tile.sum_slices(stop - slice);
-      if (slice > index * num_slices) {
+      if (slice > index * shape.num_slices) {
+        tile.sum_slices(stop - slice);
         tile.give_partial();
-      } else if (p % 2 == 0) {
-        add_tile(phase, args.norms[p / 2], index, stop < tile_end);
       } else {
+        TileEnd tile_terms;
+        ask_for_end(p, index, tile_terms);
+        tile.sum_slices(stop - slice);
         if (!has_scales) load_row_scales();
         has_scales = true;
-        if (stop < tile_end) tile.take_partials(phase.shape, tile_end);
-        if (p == 1) {
-          write_gated(phase, index);
-        } else {
-          write_next(phase, index);
-        }
+        if (stop < tile_end) tile.take_partials(shape, tile_end);
+        finish_tile(p, index, tile_terms);
       }
       slice = stop;
+    }
+  }
+
+  __device__ void finish_tile(int p, int index, const TileEnd& end) {
+    const int out_features = args.phases[p].shape.out_features;
+    if (p == 1) {
+      write_gated(index, out_features / 2, end);
+    } else if (p == 3) {
+      write_next(index, out_features, end);
+    } else {
+      add_tile(index, end);
     }
   }
 

@@ -350,6 +350,7 @@ int main(int argc, char** argv) {
     if (argc > 1 && std::strcmp(argv[1], geometry.name) != 0) continue;
     octavo::BackendOptions options;
     options.device = "cuda:0";
+    options.fused_layer_tail = true;
     if (geometry.is_fp8) options.quantization = "fp8";
     const auto backend = octavo::create_cuda_backend(options);
     Step step(*backend, geometry);

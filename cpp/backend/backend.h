@@ -32,9 +32,10 @@ struct BackendOptions {
                                           // CUDA: "fp8", projections only
   bool batch_invariant = false;           // CUDA
   bool enforce_eager = false;             // CUDA: no graphs
-  bool portable_kernels = false;          // CUDA: only those that run from sm_80 on; for tests
-  std::string gemm_tuning_cache;          // CUDA: file of measured choices of cuBLASLt; "" = none
-  bool tune_gemm = false;                 // CUDA: measure them in warm-up and write that file
+  bool fused_layer_tail = false;  // CUDA: one kernel from attention to the next layer's q, k, v
+  bool portable_kernels = false;  // CUDA: only those that run from sm_80 on; for tests
+  std::string gemm_tuning_cache;  // CUDA: file of measured choices of cuBLASLt; "" = none
+  bool tune_gemm = false;         // CUDA: measure them in warm-up and write that file
 };
 
 struct DeviceInfo {

@@ -124,6 +124,7 @@ void bind_engine_config(py::module_& module) {
   def_backend(binding, "quantization", &BackendOptions::quantization);
   def_backend(binding, "batch_invariant", &BackendOptions::batch_invariant);
   def_backend(binding, "enforce_eager", &BackendOptions::enforce_eager);
+  def_backend(binding, "fused_layer_tail", &BackendOptions::fused_layer_tail);
   def_backend(binding, "gemm_tuning_cache", &BackendOptions::gemm_tuning_cache);
   def_backend(binding, "tune_gemm", &BackendOptions::tune_gemm);
   binding

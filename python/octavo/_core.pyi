@@ -99,6 +99,7 @@ class EngineConfig:
     quantization: str
     batch_invariant: bool
     enforce_eager: bool
+    fused_layer_tail: bool
     gemm_tuning_cache: str
     tune_gemm: bool
     max_model_len: int

@@ -220,6 +220,11 @@ class ServeConfig:
         minimum=1,
     )
     enforce_eager: bool = option("no CUDA graphs", default=False, parse=parse_bool)
+    fused_layer_tail: bool = option(
+        "on a GPU, up to 128 sequences: what follows attention in a layer as one kernel",
+        default=False,
+        parse=parse_bool,
+    )
     gemm_tuning_cache: str = option(
         "file of measured choices of cuBLASLt's algorithms, made by --tune-gemm; auto: one in the "
         "cache directory",

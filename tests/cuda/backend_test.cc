@@ -13,6 +13,7 @@ namespace {
 std::unique_ptr<Backend> make_backend(bool portable_kernels = false) {
   BackendOptions options;
   options.portable_kernels = portable_kernels;
+  options.fused_layer_tail = true;
   options.device = "cuda:0";
   return create_cuda_backend(options);
 }

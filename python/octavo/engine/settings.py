@@ -21,6 +21,7 @@ _SAME = (
     "num_threads",
     "batch_invariant",
     "enforce_eager",
+    "fused_layer_tail",
     "tune_gemm",
     "max_model_len",
     "block_size",
