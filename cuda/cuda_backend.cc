@@ -291,7 +291,8 @@ class CudaBackend : public Backend {
   static constexpr int64_t kMaxStagedBytes = int64_t{16} << 20;
 
   bool streams(const LinearOperand& weight, TensorView x) const {
-    return context_.is_hopper && !context_.batch_invariant && StreamLinear::accepts(weight, x);
+    return context_.is_hopper && !context_.batch_invariant &&
+           x.rows() <= StreamLinear::kFasterRows && StreamLinear::accepts(weight, x);
   }
 
   void load_fp8(const CudaLinearWeight& target, int64_t row_begin, const WeightView& view) {

@@ -13,7 +13,10 @@ namespace octavo::cuda {
 
 class StreamLinear {
  public:
-  static constexpr int64_t kMaxRows = 128;    // above, cuBLASLt is faster
+  static constexpr int64_t kMaxRows = 128;
+  // Up to so many it is faster than cuBLASLt: bench/results/2026-11-22-cuda-kernels.md. Between the
+  // two they have not been compared.
+  static constexpr int64_t kFasterRows = 64;
   static constexpr int64_t kMaxFp8Rows = 64;  // of fp8 weights: above, activations become fp8 too
 
   explicit StreamLinear(const DeviceContext& context);
