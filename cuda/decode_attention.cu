@@ -31,7 +31,6 @@ struct Warp {
   int slot = 0;
   Item item;
   uint32_t q[kSteps][2];
-  uint32_t next_q[kSteps][2];
   float o[kSteps][4];
   float m[2];
   float l[2];
@@ -43,18 +42,17 @@ struct Warp {
     return i * 16 + half * 8 + lane % 4 * 2;
   }
 
-  // Asks for the queries of the item after this one, so that they are there when it begins.
-  __device__ void load_queries(const Item& next) {
+  __device__ void load_queries() {
     const int head = lane / 4;
     const T* source =
-        args.qkv + next.unit.row * args.qkv_stride + (next.first_head + head) * args.head_dim;
+        args.qkv + item.unit.row * args.qkv_stride + (item.first_head + head) * args.head_dim;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int d = dimension(i, half);
-        const bool valid = head < next.num_heads && d < args.head_dim;
-        next_q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
+        const bool valid = head < item.num_heads && d < args.head_dim;
+        q[i][half] = valid ? *reinterpret_cast<const uint32_t*>(source + d) : 0;
       }
     }
   }
@@ -159,33 +157,24 @@ struct Warp {
     return i * 16 + lane / 4 + half * 8;
   }
 
-  // Takes up the item whose queries were asked for last.
-  __device__ void begin(const Item& next) {
-    item = next;
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      q[i][0] = next_q[i][0];
-      q[i][1] = next_q[i][1];
-    }
-  }
-
   // Works through the item's tiles; the loader runs on ahead.
   template <typename LoaderT>
   __device__ void run(LoaderT& loader) {
+    load_queries();
     m[0] = m[1] = kMaskedScore;
     l[0] = l[1] = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
     const int tiles = item.num_tiles(warp);
     for (int tile = 0; tile < tiles; ++tile) {
-      copy_async_wait<kStages - 1>();
+      copy_async_wait<kStages - 2>();
       __syncwarp();
+      loader.issue();
       float s[4];
       scores(item.first_key(tile, warp), s);
       softmax_step(s);
       accumulate(s);
       __syncwarp();
-      loader.issue();
       slot = slot + 1 == kStages ? 0 : slot + 1;
     }
 #pragma unroll
@@ -326,7 +315,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   loader.start();
   bool has_waited = false;
 #pragma unroll
-  for (int i = 0; i < kStages; ++i) {
+  for (int i = 0; i < kStages - 1; ++i) {
     if (!has_waited && !loader.is_next_old()) {
       wait_for_previous_kernel();
       has_waited = true;
@@ -338,15 +327,10 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(PagedAttentionArgs<T, 
   auto* rows = reinterpret_cast<float*>(shared + L::kRowsAt);
   auto* stats = reinterpret_cast<float2*>(shared + L::kStatsAt);
   Warp<T, KV, kDim> state{.args = args, .shared = mine, .lane = lane, .warp = warp};
-  Item next = items.make(blockIdx.x, items.unit(blockIdx.x));
-  DecodeUnit unit = items.unit(blockIdx.x + gridDim.x);
-  if (blockIdx.x < items.count) state.load_queries(next);
+  DecodeUnit unit = items.unit(blockIdx.x);
   for (int index = blockIdx.x; index < items.count; index += gridDim.x) {
-    const int following = index + static_cast<int>(gridDim.x);
-    state.begin(next);
-    next = items.make(following, unit);
-    unit = items.unit(following + gridDim.x);
-    if (following < items.count) state.load_queries(next);
+    state.item = items.make(index, unit);
+    unit = items.unit(index + gridDim.x);
     state.run(loader);
     state.publish(rows, stats);
     __syncthreads();
