@@ -10,7 +10,8 @@ namespace octavo::cpu {
 namespace {
 
 // From this many rows on the tiles are faster than vpdpbusd; both give the same bits.
-constexpr int64_t kMinTileRows = 8;
+// Measured: bench/results/2026-11-29-cpu.md.
+constexpr int64_t kMinTileRows = 64;
 
 template <PanelFormat kFormat>
 void gemm_quantized(const GemmArgs& args) {

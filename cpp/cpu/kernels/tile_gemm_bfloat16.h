@@ -27,9 +27,10 @@ struct TileGemmBFloat16 {
 
   // The second tile of rows ends with the last row: rows that both cover are computed twice and are
   // the same, and no other shape has to be configured.
+  // Whole tiles without a bias are stored where they belong: a buffer in between covers a whole
+  // page, and whatever is loaded next then waits for stores to the same place in another page.
   template <int kRowTiles, int kPanels>
   void multiply(int64_t row, int64_t rows, int64_t col) const {
-    alignas(64) float tiles[kRowTiles * kPanels * kMaxTileRows * kPanelRows];
     TileProduct product;
     product.rows = {args.x + row * args.x_stride_bytes, args.x_stride_bytes,
                     (rows - tile_rows) * args.x_stride_bytes, kTileRowBytes};
@@ -39,6 +40,13 @@ struct TileGemmBFloat16 {
     product.prefetch_bytes = kPanelPrefetchBytes;
     zero_tiles<Tiles, kRowTiles, kPanels>();
     add_product<Tiles, kRowTiles, kPanels>(product);
+    const int64_t out_bytes = args.out_stride * int64_t{sizeof(float)};
+    if (args.bias == nullptr && col + kPanels * kPanelRows <= args.num_cols) {
+      store_tiles<Tiles, kRowTiles, kPanels>({args.out + row * args.out_stride + col, out_bytes,
+                                              (rows - tile_rows) * out_bytes, kTileRowBytes});
+      return;
+    }
+    alignas(64) float tiles[kRowTiles * kPanels * kMaxTileRows * kPanelRows];
     store_tiles<Tiles, kRowTiles, kPanels>(
         {tiles, kTileRowBytes, kPanels * kTileBytes, kTileBytes});
     for (int r = 0; r < kRowTiles; ++r) {
