@@ -239,6 +239,8 @@ class Engine:
         """Give the KV cache back once what runs has finished or is aborted; see stats()."""
     def wake_up(self) -> None:
         """Take the KV cache again and admit requests; see stats()."""
+    def is_full(self) -> bool:
+        """A request would be refused now because too many wait."""
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         """Wait for outputs; an empty list after the time-out, None once shut down and drained."""
     def take_mask_work(self, timeout_s: float) -> list[tuple[int, int, int]] | None:

@@ -4,6 +4,7 @@
 
 The client has a core of its own and the server the others, or the one would be measured by the
 other. It does little: requests are made before, of answers it looks at the beginning and the end.
+Both loads take turns, so that a machine that others use too changes both alike.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ FLAGS = (
 )  # fmt: skip
 OUTPUT_LEN = 1000  # of many steps, as with models that people serve
 FACTOR = 10
+NUM_TURNS = 5
 _RECEIVE_BYTES = 1 << 16
 _TAIL_BYTES = 512
 _RETRY_AFTER = re.compile(rb"\r\nRetry-After: [1-9]\d*\r\n", re.IGNORECASE)
@@ -189,11 +192,13 @@ def good(records: list[Record]) -> list[Record]:
     return [record for record in records if record.status == 200 and not record.fault]
 
 
-def goodput(records: list[Record]) -> float:
+def goodput(turns: list[list[Record]]) -> float:
     """Whole answers a second, while they came."""
-    ends = sorted(record.end_s for record in good(records))
-    begin = min(record.sent_s for record in good(records))
-    return len(ends) / (ends[-1] - begin)
+    num_answers, seconds = 0, 0.0
+    for turn in map(good, turns):
+        num_answers += len(turn)
+        seconds += max(record.end_s for record in turn) - min(record.sent_s for record in turn)
+    return num_answers / seconds
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -203,17 +208,23 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def measure(server: Server, seconds: float) -> dict[str, Any]:
-    """The figures of both loads on a server with FLAGS."""
+    """The figures of both loads, `seconds` of each, on a server with FLAGS."""
     client = Client(server)
+    calm: list[list[Record]] = []
+    busy: list[list[Record]] = []
     with contextlib.closing(client):
         both = NUM_RUNNING + NUM_WAITING // 2  # all at once, they must find room
-        probe = client.closed(requests(3 * both, 1), both)
-        count = max(2 * both, int(goodput(probe) * seconds))
-        closed = client.closed(requests(count, 2), both)
-        peak = goodput(closed)
-        rate = FACTOR * peak
-        count = int(rate * seconds)
-        records = client.open(requests(count, 3), arrivals(count, rate))
+        rate = goodput([client.closed(requests(3 * both, 1), both)])
+        for turn in range(NUM_TURNS):
+            count = max(2 * both, int(rate * seconds / NUM_TURNS))
+            calm.append(client.closed(requests(count, 2 + turn), both))
+            rate = goodput(calm)
+            count = int(FACTOR * rate * seconds / NUM_TURNS)
+            bodies = requests(count, 100 + turn)
+            busy.append(client.open(bodies, arrivals(count, FACTOR * rate)))
+    closed, records = [*chain(*calm)], [*chain(*busy)]
+    peak, reached = goodput(calm), goodput(busy)
+    shares = [goodput([b]) / goodput([c]) for c, b in zip(calm, busy, strict=True)]
     admitted = good(records)
     refused = [record for record in records if record.status == 429]
     waits = [record.first_s - record.sent_s for record in good(closed)]
@@ -221,9 +232,10 @@ def measure(server: Server, seconds: float) -> dict[str, Any]:
     refusal_s = [record.end_s - record.sent_s for record in refused]
     return {
         "peak_requests_per_s": round(peak, 2),
-        "offered_requests_per_s": round(rate, 1),
-        "goodput_requests_per_s": round(goodput(records), 2),
-        "goodput_of_peak": round(goodput(records) / peak, 3),
+        "offered_requests_per_s": round(FACTOR * rate, 1),
+        "goodput_requests_per_s": round(reached, 2),
+        "goodput_of_peak": round(reached / peak, 3),
+        "goodput_of_peak_by_turn": [round(share, 3) for share in shares],
         "requests": len(records),
         "admitted": len(admitted),
         "refused_429": len(refused),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_ten_times_the_capacity(start: Launcher) -> None:
     server = start(*FLAGS).wait_ready()
-    found = measure(server, seconds=2)
+    found = measure(server, seconds=3)
     figures(15, **found)
     assert found["other"] == 0
     assert found["refused_429"] > found["admitted"]

@@ -234,7 +234,7 @@ def open_all(count: int, server: Server, data: bytes = b"") -> Iterator[list[soc
             connection.close()
 
 
-def in_threads(count: int, work: Callable[[int], None]) -> None:
+def in_threads(count: int, work: Callable[[int], None], timeout: float = 120) -> None:
     """Call work(0) … work(count - 1) at the same time; the first fault is raised."""
     faults: list[BaseException] = []
 
@@ -248,7 +248,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(timeout)
         assert not thread.is_alive()
     if faults:
         raise faults[0]
