@@ -135,7 +135,7 @@ void ModelRunner::restore_kv_cache() {
   cache_ = backend_.create_kv_cache(cache_spec(model_, config_, plan_));
   if (!backend_.supports_graphs()) return;
   try {
-    capture_graphs(warm_up_shapes(config_, plan_, true));
+    capture_graphs(warm_up_shapes(config_, plan_, true, model_.lora_limits().num_slots));
   } catch (...) {
     free_kv_cache();
     throw;

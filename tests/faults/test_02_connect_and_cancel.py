@@ -1,4 +1,4 @@
-"""Fault 2: 10,000 connect-and-cancel; blocks and descriptors are as at the start."""
+"""Fault 2: 10,000 connect-and-cancel in 60 s; blocks and descriptors are as at the start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from e2e.serving import Server
 
 COUNT = 10_000 if IS_LONG else 400
+PACE_S = 60 / 10_000
 BODY = {"prompt": [5, 6], "max_tokens": 4000, "ignore_eos": True}
 
 # What was sent when the client changed its mind.
@@ -28,8 +29,11 @@ CANCELS: list[bytes] = [
 
 
 def cancel_all(server: Server) -> Callable[[int], None]:
+    began = time.monotonic()
+
     def work(first: int) -> None:
         for index in range(first, COUNT, 4):
+            time.sleep(max(0.0, began + index * PACE_S - time.monotonic()))
             connection = connect(server)
             connection.sendall(CANCELS[index % len(CANCELS)])
             connection.close()

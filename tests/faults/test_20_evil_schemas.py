@@ -114,6 +114,13 @@ def test_evil(server: Server, canary: Canary, name: str) -> None:
     figures(20, case=name, status=status, answered_after_s=round(took, 3))
 
 
+def test_a_refusal_leaves_no_traceback(server: Server) -> None:
+    """Or whoever sends nonsense fills the log."""
+    assert ask(server, EVIL["not an expression"])[0] == 400
+    assert "Traceback" not in server.log()
+    assert "InvalidRequestError" not in server.log()
+
+
 def resident_bytes(server: Server) -> int:
     total = 0
     for pid in server.children():

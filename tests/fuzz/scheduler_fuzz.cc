@@ -35,6 +35,12 @@ class Input {
     return kOdd[kind % 4];
   }
 
+  // One less than number(): -1 is "none". The least number stays what it is.
+  int32_t number_or_minus_one(int32_t bound) {
+    const int32_t found = number(bound);
+    return found == std::numeric_limits<int32_t>::min() ? found : found - 1;
+  }
+
   float real() {
     const uint8_t kind = byte();
     if (kind < 200) return static_cast<float>(kind) / 100.0f;
@@ -65,8 +71,8 @@ Request read_request(Input& input, uint64_t id) {
   p.presence_penalty = input.real();
   p.max_tokens = input.number(40);
   p.min_tokens = input.number(10);
-  p.logprobs = input.number(22) - 1;
-  p.prompt_logprobs = input.number(22) - 1;
+  p.logprobs = input.number_or_minus_one(22);
+  p.prompt_logprobs = input.number_or_minus_one(22);
   p.ignore_eos = input.byte() % 2 != 0;
   for (int i = input.byte() % 3; i > 0; --i) p.stop_token_ids.push_back(input.number(52));
   for (int i = input.byte() % 3; i > 0; --i) p.allowed_token_ids.push_back(input.number(52));

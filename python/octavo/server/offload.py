@@ -7,7 +7,8 @@ pool does it beside the streams.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import gevent
 from gevent import monkey
@@ -23,18 +24,16 @@ def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function; other greenlets run meanwhile where the server is gevent's."""
     if not monkey.is_module_patched("threading"):
         return function(*args, **kwargs)
-    result, error = gevent.get_hub().threadpool.apply(_outcome, (function, args, kwargs))
+    work = partial(function, *args, **kwargs)
+    result, error = gevent.get_hub().threadpool.apply(_attempt, (work,))
     if error is not None:
         raise error
-    value: T = result
-    return value
+    return cast("T", result)
 
 
-def _outcome(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Exception | None]:
-    """What a call returns or raises; the pool would write what it raises to standard error."""
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What the work returns or raises: gevent writes a traceback of what a pool's task raises."""
     try:
-        return function(*args, **kwargs), None
+        return work(), None
     except Exception as error:
         return None, error
