@@ -104,6 +104,9 @@ class NullEngine:
     def reset_prefix_cache(self) -> None:
         return
 
+    def is_full(self) -> bool:
+        return False
+
     def take_outputs(self, timeout_s: float) -> list[OutputBatch] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._is_shut_down, timeout_s)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
-import msgspec
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError
 from octavo.options import parse_str
@@ -12,12 +12,11 @@ from octavo.options import parse_str
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_T = TypeVar("_T")
-
 _MAX_NAME = 256
 
 
-class LoraModule(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class LoraModule:
     """One entry of --lora-modules.
 
     Attributes:
@@ -48,21 +47,35 @@ def _entries(value: object) -> tuple[str, ...]:
         return tuple(_entry(item) for item in value)
     text = _entry(value).strip()
     if text.startswith("["):
-        return _entries(_json(text, list))
+        return _entries(_json(text))
     if text.startswith("{"):
         return (text,)
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _entry(item: object) -> str:
-    return msgspec.json.encode(item).decode() if isinstance(item, dict) else parse_str(item)
+    if isinstance(item, dict):
+        return json.dumps(item, ensure_ascii=False, separators=(",", ":"))
+    return parse_str(item)
 
 
-def _json(text: str, type_: type[_T]) -> _T:
+def _json(text: str) -> object:
     try:
-        return msgspec.json.decode(text, type=type_)
-    except msgspec.MsgspecError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON for an adapter: {error}") from None
+
+
+def _from_json(text: str) -> LoraModule:
+    given = _json(text)
+    known = {field.name for field in fields(LoraModule)}
+    values = {k: v for k, v in given.items() if k in known} if isinstance(given, dict) else {}
+    wrong = [name for name, value in values.items() if not isinstance(value, str)]
+    missing = [name for name in ("name", "path") if name not in values]
+    if wrong or missing:
+        what = f"{wrong[0]} is no text" if wrong else f"{missing[0]} is missing"
+        raise ValueError(f"not valid JSON for an adapter: {what}")
+    return LoraModule(**values)
 
 
 def lora_module(entry: str) -> LoraModule:
@@ -72,7 +85,7 @@ def lora_module(entry: str) -> LoraModule:
         ValueError: It is neither name=path nor such an object.
     """
     if entry.startswith("{"):
-        module = _json(entry, LoraModule)
+        module = _from_json(entry)
     else:
         name, equals, path = entry.partition("=")
         if not equals:
