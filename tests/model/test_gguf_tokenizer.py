@@ -144,7 +144,7 @@ def test_the_demo_s_tokens_are_the_twin_s(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXT)
 def test_the_demo_s_tokens_are_the_twin_s_for_any_text(text: str) -> None:
     tokenizer, twin = demo()
