@@ -29,7 +29,6 @@ BOUNDS = [
     ({"quantization": "none", "kv_cache_dtype": "float16"}, 0.03),
     ({"quantization": "none", "kv_cache_dtype": "float32"}, 0.03),
     ({"quantization": "int8"}, 0.1),
-    ({"quantization": "int4"}, 0.1),
 ]
 
 pytestmark = pytest.mark.timeout(900)
