@@ -1,9 +1,7 @@
 #include "backend/cuda_backend.h"
 
 #include <algorithm>
-#include <charconv>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "base/check.h"
@@ -38,29 +36,6 @@
 
 namespace octavo::cuda {
 namespace {
-
-// The index in "cuda:<index>"; 0 for "cuda". Makes that device current. Throws ConfigError.
-int select_device(std::string_view name) {
-  int index = 0;
-  const std::string_view digits = name.starts_with("cuda:") ? name.substr(5) : "0";
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
-  if (error != std::errc() || end != digits.data() + digits.size() || index < 0) {
-    throw ConfigError("unknown device: " + std::string(name));
-  }
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) {
-    cudaGetLastError();
-    throw ConfigError("no CUDA device: " + std::string(cudaGetErrorString(status)) +
-                      "; --device cpu runs without one");
-  }
-  if (index >= count) {
-    throw ConfigError(std::string(name) + " is absent: there are " + std::to_string(count) +
-                      " CUDA devices");
-  }
-  check_cuda(cudaSetDevice(index));
-  return index;
-}
 
 DeviceContext make_context(int device, const Stream& stream, const BackendOptions& options) {
   DeviceContext context = describe_device(device);
@@ -432,22 +407,6 @@ class CudaBackend : public Backend {
         memory.as<float>()};
     quantize_rows(context_, x, rows.matrix, rows.scales);
     return rows;
-  }
-
-  static ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch,
-                                int64_t num_tokens) {
-    const int64_t pairs = num_tokens * bank.experts_per_token;
-    check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
-          "experts: scratch");
-    auto* memory = scratch.plan.as<int32_t>();
-    return {memory,
-            reinterpret_cast<float*>(memory + pairs),
-            memory + 2 * pairs,
-            memory + 3 * pairs,
-            memory + 4 * pairs,
-            static_cast<int>(pairs),
-            static_cast<int>(bank.num_experts),
-            static_cast<int>(bank.experts_per_token)};
   }
 
   // Weights and caches given to this backend are its own.

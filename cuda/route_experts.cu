@@ -4,6 +4,7 @@
 // two. Bound: latency.
 #include <type_traits>
 
+#include "base/check.h"
 #include "cuda/common/element.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
@@ -182,6 +183,21 @@ __global__ void combine_kernel(const T* rows, ExpertPlan plan, T* out, int hidde
 }
 
 }  // namespace
+
+ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch, int64_t num_tokens) {
+  const int64_t pairs = num_tokens * bank.experts_per_token;
+  check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
+        "experts: scratch");
+  auto* memory = scratch.plan.as<int32_t>();
+  return {memory,
+          reinterpret_cast<float*>(memory + pairs),
+          memory + 2 * pairs,
+          memory + 3 * pairs,
+          memory + 4 * pairs,
+          static_cast<int>(pairs),
+          static_cast<int>(bank.num_experts),
+          static_cast<int>(bank.experts_per_token)};
+}
 
 void route_experts(const DeviceContext& context, TensorView router_logits, bool renormalize,
                    const ExpertPlan& plan) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string_view>
 
 namespace octavo::cuda {
 
@@ -19,6 +20,10 @@ struct DeviceContext {
   // Whether this build has kernels for the device.
   bool is_supported() const;
 };
+
+// The index in "cuda:<index>"; 0 for "cuda". Makes that device current. Throws ConfigError for an
+// unknown name or an absent device, DeviceError.
+int select_device(std::string_view name);
 
 // The context of a device, without a stream. Throws DeviceError.
 DeviceContext describe_device(int device);
