@@ -139,6 +139,7 @@ void bind_engine_config(py::module_& module) {
       .def_readwrite("kv_cache_dtype", &C::kv_cache_dtype)
       .def_readwrite("max_num_seqs", &C::max_num_seqs)
       .def_readwrite("max_num_batched_tokens", &C::max_num_batched_tokens)
+      .def_readwrite("max_num_mixed_prefill_tokens", &C::max_num_mixed_prefill_tokens)
       .def_readwrite("max_loras", &C::max_loras)
       .def_readwrite("max_lora_rank", &C::max_lora_rank)
       .def_readwrite("enable_chunked_prefill", &C::enable_chunked_prefill)

@@ -34,6 +34,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_siz
   options.max_model_len = config.max_model_len;
   options.max_num_seqs = config.max_num_seqs;
   options.max_num_batched_tokens = config.max_num_batched_tokens;
+  options.max_num_mixed_prefill_tokens = config.max_num_mixed_prefill_tokens;
   options.enable_chunked_prefill = config.enable_chunked_prefill;
   options.policy = config.scheduling_policy;
   options.seed = config.seed;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -21,6 +22,9 @@ struct SchedulerOptions {
   int64_t max_model_len = 0;
   int32_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
+  // Prompt tokens of a step that decodes too, so that streams wait little for other people's
+  // prompts. More while many wait: a 16th of them. Of no effect without chunked prefill.
+  int64_t max_num_mixed_prefill_tokens = std::numeric_limits<int32_t>::max();
   bool enable_chunked_prefill = true;
   SchedulingPolicy policy = SchedulingPolicy::kFcfs;
   uint64_t seed = 0;
@@ -111,6 +115,7 @@ class Scheduler {
   void shed(const Request& request);
 
   void schedule_decodes(ScheduledBatch& batch);
+  int64_t num_mixed_prefill_tokens() const;
   void schedule_prefills(ScheduledBatch& batch);
   void admit_waiting(ScheduledBatch& batch);
   bool try_admit(Sequence& sequence, ScheduledBatch& batch);

@@ -110,6 +110,7 @@ class EngineConfig:
     kv_cache_dtype: str
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_mixed_prefill_tokens: int
     max_loras: int
     max_lora_rank: int
     enable_chunked_prefill: bool

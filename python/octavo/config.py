@@ -208,6 +208,15 @@ class ServeConfig:
         maximum=1 << 24,
         metavar="N|auto",
     )
+    max_num_mixed_prefill_tokens: int = option(
+        "prompt tokens of a step that decodes too, so that prompts delay streams little; more "
+        "while many wait; auto: 64 on CPUs, else 384",
+        default=0,
+        parse=parse_length,
+        minimum=0,
+        maximum=1 << 24,
+        metavar="N|auto",
+    )
     scheduling_policy: str = option("who runs first", default="fcfs", choices=("fcfs", "priority"))
     max_num_queued_reqs: int = option(
         "requests that may wait; more get 429",

@@ -30,6 +30,8 @@ SchedulerOptions make_options(const py::kwargs& fields) {
   options.max_num_seqs = get(fields, "max_num_seqs", options.max_num_seqs);
   options.max_num_batched_tokens =
       get(fields, "max_num_batched_tokens", options.max_num_batched_tokens);
+  options.max_num_mixed_prefill_tokens =
+      get(fields, "max_num_mixed_prefill_tokens", options.max_num_mixed_prefill_tokens);
   options.enable_chunked_prefill = get(fields, "enable_chunked_prefill", true);
   options.max_steps_in_flight = get(fields, "max_steps_in_flight", 1);
   const bool by_priority = get(fields, "by_priority", false);

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from octavo.config import ServeConfig
-from octavo.engine.settings import keeps_codes, quantize_to, step_tokens, tuning_cache
+from octavo.engine.settings import (
+    keeps_codes,
+    mixed_prefill_tokens,
+    quantize_to,
+    step_tokens,
+    tuning_cache,
+)
 from octavo.errors import ConfigError
 
 
@@ -25,6 +31,16 @@ def test_the_tokens_of_a_step_suit_the_device_unless_given(
     changes: dict[str, int], device: str, tokens: int
 ) -> None:
     assert step_tokens(ServeConfig(**changes), device) == tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "tokens"), [(0, "cpu", 64), (0, "cuda:0", 384), (7, "cpu", 7)]
+)
+def test_prompts_beside_decodes_suit_the_device_unless_given(
+    given: int, device: str, tokens: int
+) -> None:
+    config = ServeConfig(max_num_mixed_prefill_tokens=given)
+    assert mixed_prefill_tokens(config, device) == tokens
 
 
 @pytest.mark.parametrize(

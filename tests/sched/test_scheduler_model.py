@@ -73,6 +73,7 @@ option_sets = st.fixed_dictionaries(
         "max_num_seqs": st.sampled_from([1, 3, 8]),
         "enable_prefix_caching": st.booleans(),
         "enable_chunked_prefill": st.booleans(),
+        "max_num_mixed_prefill_tokens": st.sampled_from([1, 3, 1000]),
         "by_priority": st.booleans(),
         "max_steps_in_flight": st.sampled_from([1, 2]),
     }

@@ -45,6 +45,9 @@ _SAME = (
 # gets a token meanwhile: bench/results/2026-11-22-startup.md.
 _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
+# Of prompts beside decodes: bench/results/2026-11-29-mixed-steps.md.
+_MIXED_TOKENS_CPU = 64
+_MIXED_TOKENS = 384
 _INT4 = frozenset({"int4_g32", "int4_g64", "int4_g128"})
 _KEPT_ON_CPU = _INT4 | {"q8_0"}
 _KEPT_ON_CUDA = _INT4 | {"float8_rows", "float8_blocks"}
@@ -61,6 +64,7 @@ def engine_config(
     core.device = device(config)
     core.weight_dtype = weight_dtype(config, info, core.device)
     core.max_num_batched_tokens = step_tokens(config, core.device)
+    core.max_num_mixed_prefill_tokens = mixed_prefill_tokens(config, core.device)
     core.cpu_isa = "" if config.cpu_isa == AUTO else config.cpu_isa
     core.keep_quantized = keeps_codes(config, core.device)
     core.quantization = quantize_to(config, core.device)
@@ -132,6 +136,12 @@ def step_tokens(config: ServeConfig, device: str) -> int:
     usual = _STEP_TOKENS_CPU if device == "cpu" else _STEP_TOKENS
     whole_prompt = 0 if config.enable_chunked_prefill else config.max_model_len
     return max(usual, config.max_num_seqs, whole_prompt)
+
+
+def mixed_prefill_tokens(config: ServeConfig, device: str) -> int:
+    """Most prompt tokens of a step that decodes too: as given, or what suits the device."""
+    usual = _MIXED_TOKENS_CPU if device == "cpu" else _MIXED_TOKENS
+    return config.max_num_mixed_prefill_tokens or usual
 
 
 def weight_dtype(config: ServeConfig, info: ModelInfo, device: str) -> str:

@@ -32,6 +32,7 @@ TEST(SchedulerOptionsTest, ImpossibleOptionsAreRefused) {
   refuses([](SchedulerOptions& o) { o.max_num_seqs = 0; });
   refuses([](SchedulerOptions& o) { o.max_num_batched_tokens = o.max_num_seqs - 1; });
   refuses([](SchedulerOptions& o) { o.max_num_batched_tokens = int64_t{1} << 31; });
+  refuses([](SchedulerOptions& o) { o.max_num_mixed_prefill_tokens = 0; });
   refuses([](SchedulerOptions& o) { o.blocks.num_blocks = 0; });
   refuses([](SchedulerOptions& o) { o.blocks.num_blocks = o.blocks.block_size = 1; });
   refuses([](SchedulerOptions& o) { o.enable_chunked_prefill = false; });
@@ -140,6 +141,52 @@ TEST(SchedulerTest, ChunkingChangesNoToken) {
     outputs.push_back(simulation.output(1).token_ids);
   }
   for (const std::vector<int32_t>& output : outputs) EXPECT_EQ(output, outputs[0]);
+}
+
+TEST(SchedulerTest, BesideDecodesPromptsTakeSmallPieces) {
+  SchedulerOptions options = small_options();
+  options.max_num_mixed_prefill_tokens = 5;
+  Simulation simulation(options);
+  simulation.add(make_request(1, 20, 9));
+  simulation.step();
+  EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{20}));
+  simulation.add(make_request(2, 12, 3, 9));
+  for (const int32_t piece : {5, 5, 2}) {
+    simulation.step();
+    EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{1, piece}));
+  }
+  simulation.run();
+  expect_as_alone(simulation, 1);
+  expect_as_alone(simulation, 2);
+}
+
+TEST(SchedulerTest, TheMoreWaitsTheLargerThePieces) {
+  SchedulerOptions options = small_options();
+  options.max_num_mixed_prefill_tokens = 2;
+  Simulation simulation(options);
+  simulation.add(make_request(1, 20, 30));
+  simulation.step();
+  simulation.add(make_request(2, 100, 3, 9));
+  simulation.add(make_request(3, 60, 3, 19));
+  simulation.step();
+  EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{1, 160 / 16}));
+  simulation.run();
+  for (const uint64_t id : {1, 2, 3}) expect_as_alone(simulation, id);
+}
+
+TEST(SchedulerTest, PiecesAreSharedByPromptsAndNeverExceedTheBudget) {
+  SchedulerOptions options = small_options();
+  options.max_num_mixed_prefill_tokens = 1000;
+  options.max_num_batched_tokens = 16;
+  Simulation simulation(options);
+  simulation.add(make_request(1, 10, 30));
+  simulation.step();
+  simulation.add(make_request(2, 9, 3, 9));
+  simulation.add(make_request(3, 20, 3, 19));
+  simulation.step();
+  EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{1, 9, 6}));
+  simulation.run();
+  for (const uint64_t id : {1, 2, 3}) expect_as_alone(simulation, id);
 }
 
 TEST(SchedulerTest, AtMostMaxNumSeqsRun) {
