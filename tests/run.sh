@@ -16,6 +16,7 @@
 #   odd        100,000 odd requests
 #   overload   ten times the capacity for a minute
 #   soak       SOAK_MINUTES (60) of mixed load; TRACE may name a CSV of lengths
+#   gpu        on a machine with a GPU and nvcc: kernels, compute-sanitizer, the engine, all families
 #
 # Everything is written below build/. Compiled objects are reused through ccache where it exists.
 set -euo pipefail
@@ -87,7 +88,9 @@ replay() {
 
 sanitized() {
   local build=build/test-${1%,*}
-  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTAVO_SANITIZE="$1" \
+  # -O1: the kernels' templates take ten minutes each to optimise with the checks in them.
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+    -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -g1' -DOCTAVO_SANITIZE="$1" \
     -DOCTAVO_BUILD_TESTS=ON -DOCTAVO_BUILD_PYTHON=OFF -DOCTAVO_CUDA=OFF >"$build.log" ||
     { cat "$build.log"; return 1; }
 }
@@ -149,6 +152,25 @@ soak() {
   program soak --minutes "${SOAK_MINUTES:-60}" ${TRACE:+--trace "$TRACE"} --out build/soak
 }
 
+# The order is that of cost: a wrong kernel shows before a model is made.
+gpu() {
+  local build=build/test-cuda written=build/gpu-families
+  title 'gpu: build, kernels'
+  cmake -S . -B "$build" -G Ninja -DOCTAVO_CUDA=ON -DOCTAVO_BUILD_CUDA_TESTS=ON \
+    -DOCTAVO_BUILD_PYTHON=OFF >"$build.log" || { cat "$build.log"; return 1; }
+  cmake --build "$build" --target test_cuda | tail -n 5
+  "$build/cuda/test_cuda" | tail -n 30
+  title 'gpu: memcheck, racecheck'
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/cuda/test_cuda" 1 small | tail -n 3
+  done
+  title 'gpu: the engine, families, the demo'
+  pytest tests/gpu
+  PYTHONPATH=tests python tests/gpu/write_families.py "$written"
+  python tests/gpu/check_families.py "$written" cuda
+  python tests/gpu/check_demo.py smollm2
+}
+
 tidy() {
   title 'tidy: clang-tidy'
   python tests/clang_tidy.py "$cpp_build/compile_commands.json"
@@ -187,7 +209,7 @@ main() {
       --install) install_packages ;;
       --keep) keep=yes ;;
       lint | types | cpp | replay | tidy | clients | sanitize | fuzz) stages+=("$argument") ;;
-      faults | odd | overload | soak) stages+=("$argument") ;;
+      faults | odd | overload | soak | gpu) stages+=("$argument") ;;
       python) stages+=(python_tests) ;;
       *) printf 'tests/run.sh: unknown argument %s\n' "$argument" >&2; exit 2 ;;
     esac

@@ -1,6 +1,6 @@
 """The demo's weights on a GPU in bfloat16 against the CPU in float32; needs nothing but octavo.
 
-    python tests/gpu/check_demo.py FILE.gguf [PROMPTS]
+    python tests/gpu/check_demo.py smollm2 | FILE.gguf [PROMPTS]
 
 The engine in float32 is as close to transformers as tests/parity says. Prompts are scored whole,
 then the GPU's greedy answers, drawn a token at a time. Prints the mean difference of
@@ -34,9 +34,9 @@ def scored(output: RequestOutput) -> list[float]:
     ]
 
 
-def mean_delta(found: list[float], expected: list[float]) -> float:
-    """The mean difference; lists of other lengths are a fault."""
-    return statistics.fmean(abs(a - b) for a, b in zip(found, expected, strict=True))
+def deltas(found: list[float], expected: list[float]) -> list[float]:
+    """The differences, none for a prompt of one token; lists of other lengths are a fault."""
+    return [abs(a - b) for a, b in zip(found, expected, strict=True)]
 
 
 def main() -> int:
@@ -52,14 +52,15 @@ def main() -> int:
         path, device="cpu", quantization="none", dtype="float32", max_model_len=2048
     ) as reference:
         expected = [scored(output) for output in reference.generate(wholes, SCORE)]
-    prefill, decode = [], []
+    prefill: list[float] = []
+    decode: list[float] = []
     for prompt, answer, exact in zip(prompts, answers, expected, strict=True):
         tokens = answer.outputs[0].token_ids
         logprobs = answer.outputs[0].logprobs or []
         drawn = [each[id_].logprob for id_, each in zip(tokens, logprobs, strict=True)]
         found = scored(prompt)
-        prefill.append(mean_delta(found, exact[: len(found)]))
-        decode.append(mean_delta(drawn, exact[len(found) :]))
+        prefill += deltas(found, exact[: len(found)])
+        decode += deltas(drawn, exact[len(found) :])
     for answer in answers[:2]:
         print(repr(answer.prompt), "→", repr(answer.outputs[0].text))
     means = statistics.fmean(prefill), statistics.fmean(decode)
