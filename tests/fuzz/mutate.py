@@ -51,11 +51,15 @@ def _change(value: Any, chance: random.Random) -> None:
         del holder[key]
     elif what == 1:
         other_holder, other_key = chance.choice(places)
-        holder[key] = json.loads(json.dumps(other_holder[other_key]))
+        holder[key] = _copy(other_holder[other_key])
     elif what == 2 and isinstance(holder, list):
-        holder.insert(chance.randrange(len(holder) + 1), chance.choice(_VALUES))
+        holder.insert(chance.randrange(len(holder) + 1), _copy(chance.choice(_VALUES)))
     else:
-        holder[key] = json.loads(json.dumps(chance.choice(_VALUES)))
+        holder[key] = _copy(chance.choice(_VALUES))
+
+
+def _copy(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _holders(value: Any) -> list[Any]:

@@ -53,3 +53,21 @@ def test_changed_json(name: str) -> None:
             json.loads(data[1:])
             num_json += 1
     assert num_json > 300
+
+
+def test_changes_of_json_share_nothing() -> None:
+    """A value that was put in twice must not grow in both places, or into itself."""
+    data = b'x{"a": [[], {}, 1]}'
+
+    def changed() -> list[bytes]:
+        return [mutate_json(data, 1 << 20, seed, lambda data, _: data) for seed in range(300)]
+
+    def grown() -> bytes:
+        kept = data
+        for seed in range(2000):
+            kept = mutate_json(kept, 20000, seed, lambda data, _: data)
+        return kept
+
+    before = changed()
+    grown()
+    assert changed() == before
