@@ -31,6 +31,14 @@ thread_local Counter counter;
   return memory;
 }
 
+[[gnu::noinline]] void* try_allocate(size_t size) {
+  try {
+    return allocate(size, 1);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
 [[gnu::noinline]] void give_back(void* memory) { std::free(memory); }
 
 }  // namespace
@@ -43,6 +51,9 @@ void* operator new(size_t size, std::align_val_t alignment) {
 void* operator new[](size_t size, std::align_val_t alignment) {
   return allocate(size, static_cast<size_t>(alignment));
 }
+// The library's own of these would call those above, but not a sanitizer's.
+void* operator new(size_t size, const std::nothrow_t&) noexcept { return try_allocate(size); }
+void* operator new[](size_t size, const std::nothrow_t&) noexcept { return try_allocate(size); }
 void operator delete(void* memory) noexcept { give_back(memory); }
 void operator delete[](void* memory) noexcept { give_back(memory); }
 void operator delete(void* memory, size_t) noexcept { give_back(memory); }
