@@ -392,6 +392,8 @@ class Endpoint:
                 token_mask,
                 lora_id,
             )
+        except RequestError:  # an InvalidRequestError is a ValueError too
+            raise
         except (ValueError, TypeError, OverflowError) as error:
             log.debug("Refused request %d: %s", message.id, error)
             raise InvalidRequestError("A parameter is out of range.") from None
