@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.stack import Stack, params, tokens_of, wait_for
-from octavo.errors import NotReadyError
+from octavo.errors import EngineFaultError, NotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,17 @@ def test_impatience_ends_what_runs(serve: Callable[..., Stack]) -> None:
     client.sleep(1, patience_s=0)
     with pytest.raises(NotReadyError, match="put to sleep"):
         tokens_of(stream)
+
+
+def test_an_engine_that_stays_awake_is_an_error(
+    serve: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = serve()
+    client = stack.connect()
+    monkeypatch.setattr(stack.engine, "sleep", lambda aborts: None)
+    monkeypatch.setattr("octavo.engine.sleep._ANSWER_S", 1.0)
+    with pytest.raises(EngineFaultError, match="did not fall asleep"):
+        client.sleep(1, patience_s=0)
 
 
 def test_every_worker_sleeps(serve: Callable[..., Stack]) -> None:

@@ -97,11 +97,7 @@ class Adapters:
         if not name:
             return 0
         with self._lock:
-            if name not in self._ids:
-                raise UnknownModelError(
-                    f"The model {name[:200]!r} is not served here.", param="model"
-                )
-            return self._ids[name]
+            return self._find(name)
 
     def cards(self) -> list[AdapterCard]:
         """Those that are loaded, in the order in which they came."""
@@ -158,14 +154,21 @@ class Adapters:
         """Refuse new requests for an adapter; those that run go on.
 
         Raises:
+            InvalidRequestError: The name is empty.
             UnknownModelError: There is none of that name.
         """
-        lora_id = self.id_of(name)
-        if not lora_id:
+        if not name:
             raise InvalidRequestError("lora_name: is empty.", param="lora_name")
-        with self._lock:
+        with self._lock:  # one that replaces it now is found and closed, or stays
+            lora_id = self._find(name)
             del self._ids[name], self._cards[name]
         self._engine.close_lora(lora_id)
+
+    def _find(self, name: str) -> int:
+        """Requires: _lock is held."""
+        if name not in self._ids:
+            raise UnknownModelError(f"The model {name[:200]!r} is not served here.", param="model")
+        return self._ids[name]
 
     def _check_name(self, name: str, *, replaces: bool) -> None:
         if name in self._taken or (name in self._ids and not replaces):
@@ -174,7 +177,8 @@ class Adapters:
     def _allowed(self, path: str) -> Path:
         """The directory that a request names: below one of the roots, links followed."""
         for root in self._roots:
-            with contextlib.suppress(ValueError, OSError):  # no name of a file
+            # No name of a file, or a link that leads to itself.
+            with contextlib.suppress(ValueError, OSError, RuntimeError):
                 found = (root / path).resolve()
                 if found.is_relative_to(root) and found.is_dir():
                     return found

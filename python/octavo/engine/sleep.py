@@ -65,13 +65,21 @@ class Sleeper:
 
     def _give_cache_back(self, patience_s: float) -> None:
         """Returns early where somebody wakes the engine meanwhile."""
-        deadline = time.monotonic() + patience_s
         self._tell(Sleep(aborts=False))
+        if self._falls_asleep(patience_s):
+            return
+        self._tell(Sleep(aborts=True))
+        if not self._falls_asleep(_ANSWER_S):
+            raise EngineFaultError("The engine did not fall asleep.")
+
+    def _falls_asleep(self, patience_s: float) -> bool:
+        """Wait until it sleeps, or is to be awake again; False when the time is over first."""
+        deadline = time.monotonic() + patience_s
         while self._page.sleep_level and not self._stats(_ANSWER_S)["is_asleep"]:
             if time.monotonic() >= deadline:
-                self._tell(Sleep(aborts=True))
-                deadline = time.monotonic() + _ANSWER_S
+                return False
             time.sleep(_POLL_S)
+        return True
 
     def _take_cache(self) -> None:
         before = self._stats(_ANSWER_S)
