@@ -80,6 +80,13 @@ def test_rows_of_q_and_k_follow_the_base_models_order(root: Path) -> None:
     assert engine.closed == []
 
 
+def test_an_adapter_without_a_name_takes_no_place(root: Path) -> None:
+    engine = _Recorder()
+    with pytest.raises(InvalidRequestError, match="printable"):
+        Adapters(engine, BASE).load(LoraModule("", str(root / "poet")))
+    assert engine.b == {}
+
+
 def test_an_adapter_is_unloaded_once(root: Path) -> None:
     engine = _Recorder()
     adapters = Adapters(engine, BASE)

@@ -113,7 +113,7 @@ class Adapters:
 
         Raises:
             ConfigError: There is no room for adapters.
-            InvalidRequestError: The name is taken, or every place is.
+            InvalidRequestError: The name is none or taken, or every place is taken.
             OctavoError: As octavo.model.lora.Adapter.
         """
         if self._base is None:
@@ -138,10 +138,6 @@ class Adapters:
         """
         if self._base is None:
             raise InvalidRequestError("Adapters are off: start the server with --enable-lora.")
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InvalidRequestError(f"lora_name: {error}.", param="lora_name") from None
         module = LoraModule(name, str(self._allowed(path)))
         try:
             self.load(module, replaces=replaces)
@@ -171,6 +167,10 @@ class Adapters:
         return self._ids[name]
 
     def _check_name(self, name: str, *, replaces: bool) -> None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InvalidRequestError(f"lora_name: {error}.", param="lora_name") from None
         if name in self._taken or (name in self._ids and not replaces):
             raise InvalidRequestError(f"The name {name[:200]!r} is taken.", param="lora_name")
 
