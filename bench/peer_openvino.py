@@ -7,16 +7,13 @@ Needs openvino-genai, which reads a GGUF file itself. Its continuous batching pi
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 
 import numpy as np
 import openvino
 import openvino_genai
-
-PROMPT = 128
+import peer_figures
+from peer_figures import PROMPT
 
 
 def load(path: str, threads: int, max_num_seqs: int) -> openvino_genai.LLMPipeline:
@@ -48,24 +45,18 @@ def seconds(pipeline: openvino_genai.LLMPipeline, batch: int, length: int, steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", default="1,4,16,32")
-    parser.add_argument("--prefill", default="512")
-    parser.add_argument("--steps", type=int, default=128)
-    args = parser.parse_args()
-    batches = [int(n) for n in args.batch.split(",")]
-    pipeline = load(args.model, args.threads, max(batches))
+    wanted = peer_figures.arguments(__doc__)
+    pipeline = load(wanted.model, wanted.threads, max(wanted.batches))
     seconds(pipeline, 1, PROMPT, 4)
-    found: dict[str, float] = {}
-    for batch in batches:
+
+    def decode_s(batch: int) -> float:
         one = seconds(pipeline, batch, PROMPT, 1)
-        whole = seconds(pipeline, batch, PROMPT, args.steps + 1)
-        found[f"decode {batch}"] = batch * args.steps / (whole - one)
-    for length in (int(n) for n in args.prefill.split(",")):
-        found[f"prefill {length}"] = length / min(seconds(pipeline, 1, length, 1) for _ in range(3))
-    sys.stdout.write(json.dumps(found) + "\n")
+        return (seconds(pipeline, batch, PROMPT, wanted.steps + 1) - one) / wanted.steps
+
+    def prefill_s(length: int) -> float:
+        return min(seconds(pipeline, 1, length, 1) for _ in range(3))
+
+    peer_figures.write(wanted, decode_s, prefill_s)
 
 
 if __name__ == "__main__":

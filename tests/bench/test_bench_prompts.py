@@ -74,7 +74,8 @@ def test_the_same_prompt_comes_again() -> None:
         first, again = figures[f"ttft_ms_first_{length}"], figures[f"ttft_ms_again_{length}"]
         assert isinstance(first, float)
         assert isinstance(again, float)
-        assert first >= 200 > again
+        assert first >= 200
+        assert again < first
 
 
 def test_a_failed_request_fails_the_measurement() -> None:

@@ -265,12 +265,20 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def is_running(pid: int) -> bool:
+def state_of(pid: int) -> str:
+    """The letter of its state; "" where there is no such process."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state != "Z"
+        return ""
+
+
+def is_running(pid: int) -> bool:
+    return state_of(pid) not in {"", "Z"}
+
+
+def is_stopped(pid: int) -> bool:
+    return state_of(pid) == "T"
 
 
 class Launcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.serving import FAKE, Launcher, Server, is_running, wait_for
+from e2e.serving import FAKE, Launcher, Server, is_running, is_stopped, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +54,41 @@ def polled(server: Server) -> Iterator[Poller]:
         yield poller
     finally:
         poller.stop()
+
+
+def wait_restarted(server: Server, times: int) -> None:
+    wait_for(lambda: server.metric("engine_restarts_total") == times, f"restart {times}")
+    wait_for(lambda: server.status_of() == 200, "readiness")
+
+
+@contextmanager
+def held_down(server: Server, fail: Callable[[], object]) -> Iterator[int]:
+    """Have the engine fail, and stop the supervisor before it starts another.
+
+    The supervisor waits twice as long before each restart, so a slow machine that misses the first
+    times without an engine sees a later one. Yields how often the engine failed.
+    """
+    supervisor = server.supervisor_pid()
+
+    def is_down() -> bool:
+        return bool(server.get("/health").json.get("status") == "unhealthy")
+
+    def is_over(restarts: int) -> bool:
+        return is_down() or server.metric("engine_restarts_total") == restarts
+
+    for failures in range(1, 4):
+        wait_restarted(server, failures - 1)
+        fail()
+        wait_for(functools.partial(is_over, failures), "the engine's end")
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            wait_for(lambda: is_stopped(supervisor), "the supervisor's stop")
+            if is_down():
+                yield failures
+                return
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+    raise AssertionError("the next engine was always there before it was looked for")
 
 
 def slow(start: Launcher, *flags: str, **plan: object) -> Server:
@@ -96,30 +132,29 @@ def test_the_engines_death_is_told_at_once_and_mended(start: Launcher, name: str
 
 def test_the_reason_is_told_while_the_engine_is_down(start: Launcher) -> None:
     server = slow(start, "--max-engine-restarts", "5")
-    for _ in range(3):  # the third restart waits two seconds
-        wait_for(lambda: server.status_of() == 200, "readiness")
-        os.kill(server.engine_pid(), signal.SIGKILL)
-        wait_for(lambda: server.status_of() == 503, "503")
-    body = server.get("/health").json
-    assert (body["status"], "SIGKILL" in body["reason"]) == ("unhealthy", True)
-    assert server.get("/livez").status == 503
-    assert server.get("/startupz").status == 200
-    assert server.complete().status == 503
+    with held_down(server, lambda: os.kill(server.engine_pid(), signal.SIGKILL)):
+        body = server.get("/health").json
+        assert (body["status"], "SIGKILL" in body["reason"]) == ("unhealthy", True)
+        assert server.get("/livez").status == 503
+        assert server.get("/startupz").status == 200
+        assert server.complete().status == 503
     wait_for(lambda: server.status_of() == 200, "readiness")
 
 
 def test_the_cause_of_a_lost_device_reaches_probes_and_log(start: Launcher) -> None:
     cause = "CUDA error 719: the device is lost"
     server = slow(start, "--max-engine-restarts", "3", lost_on_token=999)
-    for _ in range(3):  # the third restart waits two seconds
-        wait_for(lambda: server.status_of() == 200, "readiness")
+
+    def lose() -> None:
         assert server.complete(prompt=[999]).status == 500
-        wait_for(lambda: server.status_of() == 503, "503")
-    body = server.get("/health").json
-    assert (body["status"], body["reason"]) == ("unhealthy", cause)
-    assert server.get("/livez").json == body
-    wait_for(lambda: server.status_of() == 200, "readiness")
-    assert server.complete(prompt=[999]).status == 500
+
+    with held_down(server, lose) as failures:
+        body = server.get("/health").json
+        assert (body["status"], body["reason"]) == ("unhealthy", cause)
+        assert server.get("/livez").json == body
+    for restarts in range(failures, 4):
+        wait_restarted(server, restarts)
+        lose()
     assert server.wait() == 70
     assert server.last_line().endswith(f"Last cause: {cause}")
     assert server.log().count(f"ERROR:    {cause}") == 3

@@ -138,9 +138,9 @@ def test_one_loaded_anew_finds_nothing_of_the_one_before(server: Server) -> None
 def test_a_new_engine_has_the_configured_ones(server: Server) -> None:
     expected = tokens(server, PROMPTS[0], model="poet")
     assert admin(server, "load", lora_name="painter", lora_path="painter").status == 200
-    generation = server.engine_pid()
-    os.kill(generation, signal.SIGKILL)
-    wait_for(lambda: server.engine_pid() != generation, "another engine")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGKILL)
+    wait_for(lambda: server.engine_pid() != engine, "another engine")
     server.wait_ready()
     assert tokens(server, PROMPTS[0], model="poet") == expected
     assert model_ids(server) == ["base", "poet"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -76,11 +77,46 @@ def test_rows_of_q_and_k_follow_the_base_models_order(root: Path) -> None:
     turned = b.reshape(2, 2, 3, 4).swapaxes(1, 2).reshape(12, 4)
     assert np.array_equal(engine.b[Q], turned)
     assert np.array_equal(engine.b[V], stored[f"base_model.model.{V}.lora_B.weight"])
+    assert engine.closed == []
+
+
+def test_an_adapter_without_a_name_takes_no_place(root: Path) -> None:
+    engine = _Recorder()
+    with pytest.raises(InvalidRequestError, match="printable"):
+        Adapters(engine, BASE).load(LoraModule("", str(root / "poet")))
+    assert engine.b == {}
+
+
+def test_an_adapter_is_unloaded_once(root: Path) -> None:
+    engine = _Recorder()
+    adapters = Adapters(engine, BASE)
+    adapters.load(LoraModule("poet", str(root / "poet")))
+    adapters._lock = _Meddling(lambda: adapters.unload("poet"))  # type: ignore[assignment]
+    adapters.unload("poet")
+    assert engine.closed == [1]
+    assert adapters.cards() == []
+
+
+class _Meddling:
+    """A lock after whose first use somebody else does something."""
+
+    def __init__(self, meddle: Callable[[], None]) -> None:
+        self._meddle: Callable[[], None] | None = meddle
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_error: object) -> None:
+        meddle, self._meddle = self._meddle, None
+        if meddle is not None:
+            with contextlib.suppress(UnknownModelError):
+                meddle()
 
 
 class _Recorder:
     def __init__(self) -> None:
         self.b: dict[str, np.ndarray] = {}
+        self.closed: list[int] = []
 
     def begin_lora(self) -> int:
         return 1
@@ -93,7 +129,7 @@ class _Recorder:
         pass
 
     def close_lora(self, lora_id: int) -> None:
-        pytest.fail("closed")
+        self.closed.append(lora_id)
 
 
 def test_requests_go_to_their_adapter(stack: Stack) -> None:
@@ -166,7 +202,9 @@ def test_only_directories_below_the_roots_are_read(stack: Stack, root: Path) -> 
     client = stack.connect()
     outside = write_adapter(root.parent / "outside", random_adapter(TARGETS))
     (root / "link").symlink_to(outside)
-    for path in (str(outside), "../outside", "link", str(root / ".." / "outside"), "poet\0"):
+    (root / "loop").symlink_to(root / "loop")
+    above = str(root / ".." / "outside")
+    for path in (str(outside), "../outside", "link", "loop", above, "poet\0"):
         with pytest.raises(InvalidRequestError, match="no directory"):
             load(client, "poet", path)
     load(client, "poet", str(root / "poet"))

@@ -184,9 +184,18 @@ def test_a_client_that_goes_away_frees_its_requests(serve: Callable[..., Stack])
     assert stack.connect().model_info() is not None
 
 
+def test_a_worker_that_is_gone_before_it_is_accepted_harms_nobody(
+    serve: Callable[..., Stack], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as gone:
+        gone.connect(str(tmp_path / "engine"))
+    stack = serve()
+    assert tokens_of(stack.connect().submit([1], params(2))) == [2, 3]
+
+
 def test_refusals_come_out_of_the_stream(serve: Callable[..., Stack]) -> None:
     client = serve(max_num_queued=0).connect()
-    with pytest.raises(InvalidRequestError, match="out of range"):
+    with pytest.raises(InvalidRequestError, match="A token id is out of range"):
         client.submit([VOCAB_SIZE], params(1)).get(WAIT_S)
     with pytest.raises(QueueFullError, match="wait already"):
         client.submit([1], params(1)).get(WAIT_S)

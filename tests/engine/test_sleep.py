@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.stack import Stack, params, tokens_of, wait_for
-from octavo.errors import NotReadyError
+from octavo.engine.sleep import Sleeper
+from octavo.engine.status_page import ENGINE_ENDS, StatusPage
+from octavo.errors import EngineFaultError, NotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +38,35 @@ def test_impatience_ends_what_runs(serve: Callable[..., Stack]) -> None:
     client.sleep(1, patience_s=0)
     with pytest.raises(NotReadyError, match="put to sleep"):
         tokens_of(stream)
+
+
+def test_an_engine_that_stays_awake_is_an_error(
+    serve: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = serve()
+    client = stack.connect()
+    monkeypatch.setattr(stack.engine, "sleep", lambda aborts: None)
+    monkeypatch.setattr("octavo.engine.sleep._ANSWER_S", 1.0)
+    with pytest.raises(EngineFaultError, match="did not fall asleep"):
+        client.sleep(1, patience_s=0)
+
+
+def test_waking_waits_until_the_process_has_ended() -> None:
+    page = StatusPage()
+    page.begin_generation()
+    page.enter("ready")
+    page.set_engine_pid(1)
+    page.set_sleep_level(ENGINE_ENDS)  # the supervisor has not seen it yet
+    sleeper = Sleeper(page, lambda _message: None, lambda _timeout: {})
+    waking = threading.Thread(target=sleeper.wake_up)
+    waking.start()
+    waking.join(0.2)
+    assert (page.sleep_level, page.engine_phase) == (ENGINE_ENDS, "ready")
+    page.set_engine_pid(0)
+    wait_for(lambda: page.sleep_level == 0)
+    page.enter("ready")
+    waking.join(10)
+    assert not waking.is_alive()
 
 
 def test_every_worker_sleeps(serve: Callable[..., Stack]) -> None:

@@ -2,9 +2,9 @@
 
 The variable FAKE_ENGINE holds what it is to do, as JSON: seconds of each phase ("phase_s"), of a
 step ("step_s"), at which token of a prompt to lose the device ("lost_on_token"), and in which phase
-to end how ("fail": [phase, what]): an exit code of an
-OctavoError, "hang", "eat" (all memory), or a signal's name. "fail_generation" limits that to one
-generation.
+to end how ("fail": [phase, what]): an exit code of an OctavoError, "hang", "eat" (all memory), or a
+signal's name. "fail_generation" limits that to one generation. With a directory "gates" a phase
+lasts until there is a file of its name in it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fake_core import MAX_MODEL_LEN, VOCAB_SIZE, FakeEngine
@@ -54,6 +55,7 @@ def build(config: ServeConfig, page: StatusPage) -> Loaded:
     phase, what = plan.get("fail", [None, None])
     if plan.get("fail_generation", generation) != generation:
         phase = None
+    gates = Path(plan["gates"]) if "gates" in plan else None
     for each in LOADING:
         page.enter(each)
         if each == phase:
@@ -62,6 +64,8 @@ def build(config: ServeConfig, page: StatusPage) -> Loaded:
             for tenth in range(10):
                 page.advance(tenth / 10, tenth * 1000, 10_000)
                 time.sleep(plan.get("phase_s", 0.0) / 10)
+        while gates and not (gates / each).exists():
+            time.sleep(0.01)
     engine = FakeEngine(plan.get("step_s", 0.01), lost_on_token=plan.get("lost_on_token"))
     engine.set_heartbeat(page.memory, page.HEARTBEAT_OFFSET)
     engine.start()

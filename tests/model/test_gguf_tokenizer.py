@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import regex
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.checkpoints import byte_alphabet, byte_level_vocabulary
@@ -33,8 +33,14 @@ TEXTS = [
     "",
 ]
 
+# Whether a code point that this Python's Unicode does not know is a letter is left to the version
+# of a library, but for those that no version will ever assign or that are far from any block.
+UNASSIGNED = list("\ufdd0\uffff\U0004b000\U000cffff")
 TEXT = st.text(
-    st.one_of(st.characters(codec="utf-8"), st.sampled_from(list(" \n\t'123abtheingll"))),
+    st.one_of(
+        st.characters(codec="utf-8", exclude_categories=("Cn",)),
+        st.sampled_from([*" \n\t'123abtheingll", *UNASSIGNED]),
+    ),
     max_size=40,
 )
 
@@ -105,8 +111,10 @@ class Twin:
         shown = "".join(self.alphabet[byte] for byte in word.encode())
         if self.pre == "llama-bpe" and shown in self.ids:
             return [self.ids[shown]]
-        # The demo's vocabulary lacks bytes that begin no text it has seen: they are dropped.
-        return [self.ids[part] for part in merge(list(shown), self.ranks) if part in self.ids]
+        # The demo's vocabulary lacks bytes that no text it has seen holds. A tokenizer.json without
+        # an unknown token leaves them out before it merges, so their neighbours may be joined.
+        known = [byte for byte in shown if byte in self.ids]
+        return [self.ids[part] for part in merge(known, self.ranks)]
 
     def has_every_byte(self, text: str) -> bool:
         return all(self.alphabet[byte] in self.ids for byte in text.encode())
@@ -144,8 +152,9 @@ def test_the_demo_s_tokens_are_the_twin_s(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None)
 @given(TEXT)
+@example("\x9e\U0004b000")
 def test_the_demo_s_tokens_are_the_twin_s_for_any_text(text: str) -> None:
     tokenizer, twin = demo()
     ids = tokenizer.encode(text)
@@ -153,6 +162,13 @@ def test_the_demo_s_tokens_are_the_twin_s_for_any_text(text: str) -> None:
     if twin.has_every_byte(text):
         assert tokenizer.decode(ids) == text
         assert tokenizer.backend.decode(ids) == text
+
+
+def test_bytes_that_the_vocabulary_lacks_are_left_out_before_merging() -> None:
+    tokenizer, twin = demo()
+    assert twin.alphabet[0xF1] not in twin.ids
+    assert tokenizer.encode("\x9e\U0004b000") == [141, 44847, 218, 218]  # C2 9E, F1 8B 80 80
+    assert tokenizer.token_bytes.of(44847) == b"\x9e\x8b"
 
 
 def test_the_demo_s_known_ids() -> None:

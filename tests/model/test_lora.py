@@ -90,6 +90,8 @@ def test_each_projection_has_its_own_rank(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
         ({"alpha_pattern": {"(a+)+": 3}}, "too complex"),
         ({"alpha_pattern": {"a*b*c*d*": 3}}, "too complex"),
+        ({"alpha_pattern": {"a?" * 30 + "a" * 30: 3}}, "too complex"),
+        ({"alpha_pattern": {"(a|a)" * 30: 3}}, "too complex"),
         ({"alpha_pattern": {"a" * 201: 3}}, "too complex"),
     ],
 )
@@ -125,6 +127,11 @@ def test_missing_files(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UnsupportedModelError, match="pickle"):
         Adapter(tmp_path)
+
+
+def test_a_projection_s_name_has_a_bound(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="no matrix of a LoRA"):
+        adapter(tmp_path, [("a" * 129, 8, 8)])
 
 
 def test_tensors_that_are_no_pairs(tmp_path: Path) -> None:

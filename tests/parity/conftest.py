@@ -1,13 +1,19 @@
-"""The demo model and its prompts."""
+"""The demo model and its prompts; a small model of every family."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from octavo.model.demo import DEMOS, find_demo
+from parity.tiny_families import FAMILIES, Family
+from parity.tiny_llama import make, save
+
+if TYPE_CHECKING:
+    import transformers
 
 PROMPTS = Path(__file__).parent.parent / "data" / "prompts.jsonl"
 
@@ -24,3 +30,20 @@ def demo_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompts() -> list[dict[str, object]]:
     """Real prompts: `text`, or `messages` of a chat."""
     return [json.loads(line) for line in PROMPTS.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(family: Family) -> transformers.PreTrainedModel:
+    return make(family.config)
+
+
+@pytest.fixture(scope="module")
+def directory(
+    model: transformers.PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return save(model, tmp_path_factory.mktemp("model"))

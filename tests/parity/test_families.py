@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 import transformers
 from transformers import Phi3Config
 
-from octavo import LLM, SamplingParams
+from octavo import LLM
+from parity.answers import DECODE, GREEDY, assert_equal, decoded
 from parity.gguf_checkpoint import write_gguf
-from parity.reference import Comparison
 from parity.tiny_families import FAMILIES, ORIGINAL
 from parity.tiny_llama import SIZES, make, random_prompts, save
 
@@ -21,28 +20,6 @@ if TYPE_CHECKING:
 
     from octavo.outputs import RequestOutput
     from parity.tiny_families import Family
-
-GREEDY = SamplingParams(
-    temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=5, prompt_logprobs=5
-)
-DECODE = msgspec.structs.replace(GREEDY, prompt_logprobs=None)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> transformers.PreTrainedModel:
-    return make(family.config)
-
-
-@pytest.fixture(scope="module")
-def directory(
-    model: transformers.PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return save(model, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +34,6 @@ def load(path: Path, **options: Any) -> LLM:
 def answers(path: Path, family: Family, **options: Any) -> list[RequestOutput]:
     with load(path, **options) as llm:
         return llm.generate(random_prompts(family.lengths, SIZES["vocab_size"]), GREEDY)
-
-
-def assert_equal(outputs: list[RequestOutput], model: transformers.PreTrainedModel) -> None:
-    comparisons = [Comparison(output, model) for output in outputs]
-    assert max(each.max_delta for each in comparisons) <= 1e-4
-    assert sum(each.num_not_greedy for each in comparisons) == 0
-
-
-def decoded(outputs: list[RequestOutput]) -> list[Any]:
-    return [(each.outputs[0].token_ids, each.outputs[0].logprobs) for each in outputs]
 
 
 def test_logprobs_and_greedy_tokens_equal_transformers(

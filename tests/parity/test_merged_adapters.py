@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from model.adapter_files import random_adapter, write_adapter
-from octavo import LLM, SamplingParams, _core
+from octavo import LLM, _core
 from octavo.errors import ConfigError, InvalidRequestError, UnknownModelError
 from octavo.model.config import to_core
 from octavo.model.hf_config import hf_model_info
+from parity.answers import DECODE, GREEDY, assert_equal, decoded
 from parity.gguf_checkpoint import write_gguf
 from parity.merge import merged
 from parity.reference import Comparison
 from parity.tiny_families import FAMILIES
-from parity.tiny_llama import SIZES, make, random_prompts, save
+from parity.tiny_llama import SIZES, random_prompts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,34 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
     import transformers
 
-    from octavo.outputs import RequestOutput
     from parity.tiny_families import Family
 
     Tensors = dict[str, np.ndarray]
 
-GREEDY = SamplingParams(
-    temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=5, prompt_logprobs=5
-)
-DECODE = msgspec.structs.replace(GREEDY, prompt_logprobs=None)
 RANKS = (1, 4, 13)  # of the three adapters
 SCALE = 4.0  # lora_alpha; each is divided by its rank
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> transformers.PreTrainedModel:
-    return make(family.config)
-
-
-@pytest.fixture(scope="module")
-def directory(
-    model: transformers.PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return save(model, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +60,6 @@ def modules(
 def load(path: Path, modules: tuple[str, ...], **options: Any) -> LLM:
     settings = {"dtype": "float32", "num_gpu_blocks_override": 96, "lora_modules": modules}
     return LLM(str(path), **{**settings, **options})
-
-
-def assert_equal(outputs: list[RequestOutput], model: transformers.PreTrainedModel) -> None:
-    comparisons = [Comparison(output, model) for output in outputs]
-    assert max(each.max_delta for each in comparisons) <= 1e-4
-    assert sum(each.num_not_greedy for each in comparisons) == 0
-
-
-def decoded(outputs: list[RequestOutput]) -> list[Any]:
-    return [(each.outputs[0].token_ids, each.outputs[0].logprobs) for each in outputs]
 
 
 def test_each_equals_its_merged_model_in_a_mixed_batch(

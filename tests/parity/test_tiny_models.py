@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
-from octavo import LLM, SamplingParams
+from octavo import LLM
+from parity.answers import GREEDY, assert_equal
 from parity.reference import Comparison
 from parity.tiny_llama import SIZES, make, random_prompts, rope, save
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from octavo.outputs import RequestOutput
 
-GREEDY = SamplingParams(
-    temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=5, prompt_logprobs=5
-)
 LENGTHS = (1, 2, 17, 64, 150, 243)  # the last ones pass the original context of scaled models
 
 
@@ -57,12 +55,6 @@ def answers(directory: Path, **options: Any) -> list[RequestOutput]:
     settings = {"dtype": "float32", "num_gpu_blocks_override": 64, **options}
     with LLM(str(directory), **settings) as llm:
         return llm.generate(random_prompts(LENGTHS, SIZES["vocab_size"]), GREEDY)
-
-
-def assert_equal(outputs: list[RequestOutput], model: Any) -> None:
-    comparisons = [Comparison(output, model) for output in outputs]
-    assert max(each.max_delta for each in comparisons) <= 1e-4
-    assert sum(each.num_not_greedy for each in comparisons) == 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -97,11 +97,7 @@ class Adapters:
         if not name:
             return 0
         with self._lock:
-            if name not in self._ids:
-                raise UnknownModelError(
-                    f"The model {name[:200]!r} is not served here.", param="model"
-                )
-            return self._ids[name]
+            return self._find(name)
 
     def cards(self) -> list[AdapterCard]:
         """Those that are loaded, in the order in which they came."""
@@ -117,7 +113,7 @@ class Adapters:
 
         Raises:
             ConfigError: There is no room for adapters.
-            InvalidRequestError: The name is taken, or every place is.
+            InvalidRequestError: The name is none or taken, or every place is taken.
             OctavoError: As octavo.model.lora.Adapter.
         """
         if self._base is None:
@@ -142,10 +138,6 @@ class Adapters:
         """
         if self._base is None:
             raise InvalidRequestError("Adapters are off: start the server with --enable-lora.")
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InvalidRequestError(f"lora_name: {error}.", param="lora_name") from None
         module = LoraModule(name, str(self._allowed(path)))
         try:
             self.load(module, replaces=replaces)
@@ -158,23 +150,35 @@ class Adapters:
         """Refuse new requests for an adapter; those that run go on.
 
         Raises:
+            InvalidRequestError: The name is empty.
             UnknownModelError: There is none of that name.
         """
-        lora_id = self.id_of(name)
-        if not lora_id:
+        if not name:
             raise InvalidRequestError("lora_name: is empty.", param="lora_name")
-        with self._lock:
+        with self._lock:  # one that replaces it now is found and closed, or stays
+            lora_id = self._find(name)
             del self._ids[name], self._cards[name]
         self._engine.close_lora(lora_id)
 
+    def _find(self, name: str) -> int:
+        """Requires: _lock is held."""
+        if name not in self._ids:
+            raise UnknownModelError(f"The model {name[:200]!r} is not served here.", param="model")
+        return self._ids[name]
+
     def _check_name(self, name: str, *, replaces: bool) -> None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InvalidRequestError(f"lora_name: {error}.", param="lora_name") from None
         if name in self._taken or (name in self._ids and not replaces):
             raise InvalidRequestError(f"The name {name[:200]!r} is taken.", param="lora_name")
 
     def _allowed(self, path: str) -> Path:
         """The directory that a request names: below one of the roots, links followed."""
         for root in self._roots:
-            with contextlib.suppress(ValueError, OSError):  # no name of a file
+            # No name of a file, or a link that leads to itself.
+            with contextlib.suppress(ValueError, OSError, RuntimeError):
                 found = (root / path).resolve()
                 if found.is_relative_to(root) and found.is_dir():
                     return found

@@ -314,7 +314,8 @@ class Endpoint:
         if not data:
             raise ConnectionResetError("closed by the worker")
         for frame in connection.frames.feed(data):
-            self._dispatch(connection, decode(frame, self._decoder))
+            if connection.is_open:  # an answer may have found that it is over
+                self._dispatch(connection, decode(frame, self._decoder))
 
     def _dispatch(self, connection: _Connection, message: ToEngine) -> None:
         if isinstance(message, Submit):
@@ -355,13 +356,9 @@ class Endpoint:
         for connection in list(self._connections.values()):
             if not connection.is_open or not (is_news or connection is requester):
                 continue
-            try:
-                self._reply(connection, Adapters(self._desk.cards()))
-                if connection is requester:
-                    self._reply(connection, done)
-            except (OSError, FrameError) as error:
-                log.debug("Worker connection %d ended: %s", connection.number, error)
-                self._close(connection)
+            self._reply(connection, Adapters(self._desk.cards()))
+            if connection is requester:
+                self._reply(connection, done)
 
     def _submit(self, connection: _Connection, message: Submit) -> None:
         full_id = connection.number << _CONNECTION_SHIFT | message.id
@@ -382,16 +379,14 @@ class Endpoint:
     def _enter(self, full_id: int, message: Submit, token_mask: bytes | None = None) -> None:
         """Hand a request to the engine."""
         lora_id = self._desk.id_of(message.adapter)
+        priority, salt = message.priority, message.cache_salt
         try:
+            sampling = self._to_sampling(message.sampling)
             self._engine.submit(
-                full_id,
-                message.token_ids,
-                self._to_sampling(message.sampling),
-                message.priority,
-                message.cache_salt,
-                token_mask,
-                lora_id,
+                full_id, message.token_ids, sampling, priority, salt, token_mask, lora_id
             )
+        except RequestError:  # an InvalidRequestError is a ValueError too
+            raise
         except (ValueError, TypeError, OverflowError) as error:
             log.debug("Refused request %d: %s", message.id, error)
             raise InvalidRequestError("A parameter is out of range.") from None
@@ -422,9 +417,14 @@ class Endpoint:
         self._wake()
 
     def _reply(self, connection: _Connection, message: ToWorker) -> None:
-        if not connection.send(encode(message, self._encoder)):
-            with self._lock:
-                self._to_flush.add(connection)
+        """Send a message; a worker that is gone is no fault of the engine's."""
+        try:
+            if not connection.send(encode(message, self._encoder)):
+                with self._lock:
+                    self._to_flush.add(connection)
+        except (OSError, FrameError) as error:
+            log.debug("Worker connection %d ended: %s", connection.number, error)
+            self._close(connection)
 
     def _close(self, connection: _Connection) -> None:
         """Let go of a worker and of all that runs for it."""

@@ -52,12 +52,14 @@ class Sleeper:
         self._give_cache_back(patience_s)
         if level == ENGINE_ENDS and self._page.sleep_level:
             self._page.set_sleep_level(ENGINE_ENDS)
-            self._await(lambda: not self._page.engine_pid, "The engine process did not end.")
+            self._await_end()
 
     def wake_up(self) -> None:
         """See EngineClient.wake_up()."""
         if self._page.sleep_level == ENGINE_ENDS:
-            self._page.end_engine_sleep()
+            self._await_end()  # or the supervisor might never see that it was wanted
+            if self._page.sleep_level == ENGINE_ENDS:
+                self._page.end_engine_sleep()
             self._await_start()
         elif self._page.sleep_level:
             self._take_cache()
@@ -65,13 +67,21 @@ class Sleeper:
 
     def _give_cache_back(self, patience_s: float) -> None:
         """Returns early where somebody wakes the engine meanwhile."""
-        deadline = time.monotonic() + patience_s
         self._tell(Sleep(aborts=False))
+        if self._falls_asleep(patience_s):
+            return
+        self._tell(Sleep(aborts=True))
+        if not self._falls_asleep(_ANSWER_S):
+            raise EngineFaultError("The engine did not fall asleep.")
+
+    def _falls_asleep(self, patience_s: float) -> bool:
+        """Wait until it sleeps, or is to be awake again; False when the time is over first."""
+        deadline = time.monotonic() + patience_s
         while self._page.sleep_level and not self._stats(_ANSWER_S)["is_asleep"]:
             if time.monotonic() >= deadline:
-                self._tell(Sleep(aborts=True))
-                deadline = time.monotonic() + _ANSWER_S
+                return False
             time.sleep(_POLL_S)
+        return True
 
     def _take_cache(self) -> None:
         before = self._stats(_ANSWER_S)
@@ -86,6 +96,9 @@ class Sleeper:
             return now["num_wake_ups"] > before["num_wake_ups"]
 
         self._await(is_answered, "The engine did not wake up.")
+
+    def _await_end(self) -> None:
+        self._await(lambda: not self._page.engine_pid, "The engine process did not end.")
 
     def _await_start(self) -> None:
         """A start has its own time-out and its own number of tries: see the supervisor."""

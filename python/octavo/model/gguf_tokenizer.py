@@ -164,6 +164,7 @@ class _Vocabulary:
 
 
 def _byte_level_bpe(vocabulary: _Vocabulary) -> Tokenizer:
+    """Bytes that the vocabulary lacks are left out before merging, as by a tokenizer.json."""
     model = _bpe(vocabulary, vocabulary.merges(), ignore_merges=vocabulary.pre in _WHOLE_WORDS)
     tokenizer = Tokenizer(model)
     if vocabulary.pre in _COMPOSES:

@@ -28,9 +28,13 @@ _FLOATS = frozenset({"float32", "float16", "bfloat16"})
 # What these start from changes the base weights too; PEFT sets the field to true when it converts.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
-_MAX_PATTERN = 200  # characters of a key of alpha_pattern
+# Of a key of alpha_pattern. Matching one against a name takes no longer than the name's length to
+# the power of its quantifiers, times the alternatives of all its groups.
+_MAX_PATTERN = 200  # characters
 _MAX_QUANTIFIERS = 3
+_MAX_GROUPS = 3
 _QUANTIFIED_GROUP = re.compile(r"\)\s*[*+?{]")
+_MAX_MODULE = 128  # characters of a projection's name
 
 
 class PeftConfig(msgspec.Struct):
@@ -178,8 +182,8 @@ def _pairs(file: SafetensorsFile, config: PeftConfig) -> dict[str, Pair]:
     sides: dict[str, dict[str, str]] = {}
     for name, entry in file.tensors.items():
         match = _MATRIX.fullmatch(name.removeprefix(_PREFIX))
-        if match is None:
-            raise UnsupportedModelError(f"{file.location}: {name!r} is no matrix of a LoRA.")
+        if match is None or len(match["module"]) > _MAX_MODULE:
+            raise UnsupportedModelError(f"{file.location}: {name[:200]!r} is no matrix of a LoRA.")
         if entry.dtype not in _FLOATS or len(entry.shape) != 2 or min(entry.shape) < 1:
             raise CheckpointError(
                 f"{file.location}: {name!r} is {entry.dtype} {list(entry.shape)}; a matrix of "
@@ -223,8 +227,13 @@ def _pattern(location: str, key: str) -> re.Pattern[str]:
 
     An expression comes from whoever made the adapter: one that could take for ever is refused.
     """
-    is_slow = _QUANTIFIED_GROUP.search(key) or len(re.findall(r"[*+{]", key)) > _MAX_QUANTIFIERS
-    if is_slow or len(key) > _MAX_PATTERN:
+    is_slow = (
+        len(key) > _MAX_PATTERN
+        or len(re.findall(r"[*+?{]", key)) > _MAX_QUANTIFIERS
+        or key.count("(") > _MAX_GROUPS
+        or _QUANTIFIED_GROUP.search(key) is not None
+    )
+    if is_slow:
         raise UnsupportedModelError(f"{location}: alpha_pattern {key[:60]!r} is too complex.")
     try:
         return re.compile(rf"(.*\.)?({key})$")

@@ -22,11 +22,22 @@ _LEVELS = {"1": 1, "2": 2}
 _MODES = ("wait", "abort")
 
 
-class SleepResource:
-    """POST /sleep?level=1 or 2."""
+class _SleepRoute:
+    """What the routes share: who may use them, and what they answer."""
 
     is_admin = True
-    answers_while_loading = True  # a sleeping server sleeps on, or more deeply
+    answers_while_loading = True  # a sleeping server is not ready, and may sleep more deeply
+
+    def __init__(self, context: ServerContext) -> None:
+        self._engine = context.engine
+
+    def _say(self, resp: falcon.Response) -> None:
+        level = self._engine.state().sleep_level
+        resp.data = msgspec.json.encode({"is_sleeping": level > 0, "level": level})
+
+
+class SleepResource(_SleepRoute):
+    """POST /sleep?level=1 or 2."""
 
     operations = {  # noqa: RUF012 - a constant
         "post": Operation(
@@ -39,7 +50,8 @@ class SleepResource:
     }
 
     def __init__(self, context: ServerContext, readiness: Readiness) -> None:
-        self._context = context
+        super().__init__(context)
+        self._patience_s = context.config.shutdown_timeout
         self._readiness = readiness
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -50,51 +62,34 @@ class SleepResource:
         mode = req.get_param("mode", default="wait")
         if mode not in _MODES:
             raise InvalidRequestError("mode: expected wait or abort.", param="mode")
-        engine = self._context.engine
-        if not engine.state().sleep_level:
+        if not self._engine.state().sleep_level:
             self._readiness.check()
-        engine.sleep(level, self._context.config.shutdown_timeout if mode == "wait" else 0.0)
-        resp.data = _said(engine.state().sleep_level)
+        self._engine.sleep(level, self._patience_s if mode == "wait" else 0.0)
+        self._say(resp)
 
 
-class WakeUpResource:
+class WakeUpResource(_SleepRoute):
     """POST /wake_up."""
-
-    is_admin = True
-    answers_while_loading = True
 
     operations = {  # noqa: RUF012 - a constant
         "post": Operation(summary="End a sleep; answers when requests are served again")
     }
 
-    def __init__(self, context: ServerContext) -> None:
-        self._engine = context.engine
-
     def on_post(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Take the memory again; nothing to do for a server that is awake."""
         self._engine.wake_up()
-        resp.data = _said(self._engine.state().sleep_level)
+        self._say(resp)
 
 
-class IsSleepingResource:
+class IsSleepingResource(_SleepRoute):
     """GET /is_sleeping."""
-
-    is_admin = True
-    answers_while_loading = True
 
     operations = {  # noqa: RUF012 - a constant
         "get": Operation(summary="Whether the server sleeps, and how deeply")
     }
 
-    def __init__(self, context: ServerContext) -> None:
-        self._engine = context.engine
-
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer in every phase."""
-        resp.data = _said(self._engine.state().sleep_level)
+        self._say(resp)
 
     on_head = on_get
-
-
-def _said(level: int) -> bytes:
-    return msgspec.json.encode({"is_sleeping": level > 0, "level": level})

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from octavo.server.arbiter import Shared
 
 _TICK_S = 0.05
+_CONNECT_TICK_S = 0.01
 _NOTIFY_S = 1.0
 _LAST_WORDS_S = 2.0  # for error chunks of ended streams to leave
 _SEND_BUFFER_BYTES = 256 << 10
@@ -105,6 +106,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._page.worker_failed(OctavoError.exit_code, f"The tokenizer failed: {error}")
             os._exit(0)  # the arbiter has read the cause
         gc.freeze()  # what loading left is permanent: the collector need not look at it again
+        while not self._assembly.client.is_connected():  # or readiness would be told before it is
+            time.sleep(_CONNECT_TICK_S)
         self._page.worker_ready(self.slot, os.getpid())
 
     # --- Signals ---
