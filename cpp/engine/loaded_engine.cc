@@ -126,7 +126,12 @@ double LoadedEngine::progress() const {
 uint64_t LoadedEngine::begin_lora() {
   if (config_.max_loras == 0) throw ConfigError("adapters need --enable-lora");
   const LoraSlots::Lease lease = engine().begin_lora(kLoraWait);
-  model_->loras().clear(lease.slot);
+  try {
+    model_->loras().clear(lease.slot);
+  } catch (...) {  // nobody else knows the id
+    engine().close_lora(lease.id);
+    throw;
+  }
   return lease.id;
 }
 

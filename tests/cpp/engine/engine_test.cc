@@ -275,6 +275,22 @@ TEST_F(EngineTest, HostMemoryShortInTheMiddleOfAStepEndsEverything) {
   EXPECT_EQ(taken_.num_finished(), 6);
 }
 
+// Whatever breaks off while the inbox is emptied, those behind it end too.
+TEST_F(EngineTest, HostMemoryShortInTheInboxLosesNobodyBehindIt) {
+  for (uint64_t id = 1; id <= 6; ++id) engine_->submit(make_request(id, 4, 5));
+  {
+    const testing::CountedNew counted(0);
+    engine_->step();
+  }
+  EXPECT_FALSE(engine_->is_healthy());
+  engine_->shutdown();
+  while (take()) {
+  }
+  for (uint64_t id = 2; id <= 6; ++id) {
+    EXPECT_TRUE(taken_.all().contains({id, 0})) << id;
+  }
+}
+
 TEST_F(EngineTest, OutputsThatNobodyTakesEndTheRequests) {
   EngineConfig config = small_config();
   config.max_pending_output_bytes = 2000;

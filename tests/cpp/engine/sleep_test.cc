@@ -87,6 +87,23 @@ TEST_P(SleepTest, AWakeUpEndsASleepThatWaits) {
   EXPECT_EQ(taken_.at(2).finish_reason, FinishReason::kLength);
 }
 
+// Two front ends may ask for both before the engine looks: the later one counts.
+TEST_P(SleepTest, AWakeUpDoesNotOpenTheInboxAgainstALaterSleep) {
+  engine_->sleep(false);
+  run();
+  engine_->wake_up();
+  engine_->sleep(false);
+  run();
+  EXPECT_TRUE(engine_->stats().is_asleep);
+  EXPECT_FALSE(runner_->has_kv_cache());
+  EXPECT_THROW(engine_->submit(make_request(1, 4, 5)), NotReadyError);
+  engine_->wake_up();
+  run();
+  engine_->submit(make_request(1, 4, 5));
+  run();
+  EXPECT_EQ(taken_.at(1).finish_reason, FinishReason::kLength);
+}
+
 TEST_P(SleepTest, WithoutMemoryForTheCacheTheEngineSleepsOn) {
   engine_->sleep(false);
   run();
