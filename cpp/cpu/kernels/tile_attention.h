@@ -65,8 +65,7 @@ class TileAttention {
       for (int64_t d = 0; d < head_dim; d += kLanes) {
         store_bfloat16(queries_ + r * depth_ + d, load_first(q + d, smaller(kLanes, head_dim - d)));
       }
-      s_.max[r] = -__builtin_inff();
-      s_.sum[r] = 0.0f;
+      begin_softmax(task_, s_, r);
     }
   }
 
