@@ -4,9 +4,9 @@
 // Rows and columns are padded with zeros to whole units of 64 rows and 128 columns, an even number
 // of units either way. Units lie row block by row block, those of a row block along the columns,
 // and hold
-//   codes   what each lane of a warpgroup needs for its A operands (m64k16, see wgmma.cuh), 16
-//   bytes
-//           of a lane beside those of the next: [..][4 warps][32 lanes][4 words].
+//   codes   what each lane of a warpgroup needs for its A operands (m64k16, see wgmma.cuh),
+//           16 bytes of a lane beside those of the next:
+//           [..][4 warps][32 lanes][4 words].
 //           Four bits: word j of run i is that of step 4 i + j, the pair of register r in bits 4 r
 //           to 4 r + 3, the first of it in the low half of the word, the second in the high one.
 //           fp8: words 2 j and 2 j + 1 of run i are those of step 2 i + j, rows g and g + 8:

@@ -152,8 +152,9 @@ Gemm::Product& Gemm::find_product(const DeviceContext& context, const Call& call
   const int64_t rows = planned_rows(context, call.x.rows());
   std::unique_ptr<Product>& slot = find_shape(call).products[rows];
   if (slot == nullptr) {
-    slot = make_product(call, rows);
-    choose_algorithm(context, call, *slot, rows);
+    std::unique_ptr<Product> product = make_product(call, rows);
+    choose_algorithm(context, call, *product, rows);
+    slot = std::move(product);  // only now: a product without an algorithm must not be found
   }
   return *slot;
 }

@@ -17,8 +17,8 @@ class GroupedStream {
  public:
   explicit GroupedStream(const DeviceContext& context);
 
-  static constexpr int kMaxRows =
-      2;  // an expert, on the average; above, grouped_linear() is faster
+  // An expert, on the average; above, grouped_linear() is faster.
+  static constexpr int kMaxRows = 2;
 
   // Whether sizes allow it: x [., K], N features an expert come out. Coded weights need K a
   // multiple of 128 and N of 64.

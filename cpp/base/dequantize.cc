@@ -87,7 +87,7 @@ void dequantize_int4(const uint8_t* __restrict block, float* __restrict out) {
   const auto word = load<uint32_t>(block);
   const float scale = std::bit_cast<float>(word & ~kInt4ZeroMask);
   const auto zero = static_cast<int>(word & kInt4ZeroMask);
-  for (int i = 0; i < kSize / 2; ++i) {
+  for (int64_t i = 0; i < kSize / 2; ++i) {
     out[2 * i] = scale * static_cast<float>((block[4 + i] & 0xF) - zero);
     out[2 * i + 1] = scale * static_cast<float>((block[4 + i] >> 4) - zero);
   }

@@ -9,9 +9,9 @@ namespace octavo {
 // The quantised types are blocks of `block_elements` values along the last (input-feature)
 // dimension, `block_bytes` bytes each: those of GGUF (Source: the GGUF/ggml block layouts), and
 // those that codes of other checkpoints are brought to, whatever their own layout:
-//   kInt4G*        the scale as float32 with the zero, 0 to 16, in place of its last five bits,
-//   then
-//                  codes 2 i and 2 i + 1 in the low and the high half of byte i;
+//   kInt4G*        the scale as float32 with the zero, 0 to 16, in place of its last five bits;
+//                  then the codes, two a byte: code 2 i in the low half of byte i and
+//                  code 2 i + 1 in the high one;
 //                  value = scale (code - zero)
 //   kFloat8Rows    a float32 scale, the same in all blocks of a row, then e4m3 values, a byte each
 //   kFloat8Blocks  the same with scales that differ

@@ -193,6 +193,7 @@ bool fits_layout(CodeLayout layout, DType dtype) {
 void validate(const CodedMatrix& m) {
   require(m.rows > 0 && m.cols > 0 && m.cols <= INT64_MAX / m.rows / 8, "a wrong shape");
   require(m.row_block > 0 && m.col_block > 0, "a wrong block size");
+  require(m.zero_offset == 0 || m.zero_offset == 1, "a wrong offset of zeros");
   const bool words = has_words(m.layout);
   const bool packs_rows = is_transposed(m.layout) || !m.zeros.empty();
   require(!words || m.cols % kCodesPerWord == 0, "columns that fill no whole words");

@@ -30,14 +30,15 @@ struct CodedMatrix {
   int64_t cols = 0;
   int64_t row_block = 1;
   int64_t col_block = 1;
-  int32_t zero_offset = 0;  // added to every stored zero
+  int32_t zero_offset = 0;  // added to every stored zero; 0 or 1
   std::span<const std::byte> codes;
   std::span<const float> scales;
   std::span<const int32_t> zeros;         // words; may be empty
   std::span<const int32_t> group_of_col;  // [cols]; empty = column / col_block
 
-  int64_t num_groups() const { return (cols + col_block - 1) / col_block; }
-  int64_t num_row_blocks() const { return (rows + row_block - 1) / row_block; }
+  // Of the shape that validate() passes; blocks may be larger than the matrix.
+  int64_t num_groups() const { return (cols - 1) / col_block + 1; }
+  int64_t num_row_blocks() const { return (rows - 1) / row_block + 1; }
 };
 
 // Throws: CheckpointError when sizes do not fit together or a group is out of range.

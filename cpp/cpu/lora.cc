@@ -126,6 +126,7 @@ void LoraLinear::plan_tasks(const CpuLoraBank& bank, const LoraPlan& plan, bool 
   const int32_t* first_row = plan.memory + plan.num_rows;
   tasks_.clear();
   for (int32_t slot = 0; slot < plan.num_slots; ++slot) {
+    if (first_row[slot] == first_row[slot + 1]) continue;  // another thread may be loading it
     for (int64_t part = 0; part < bank.num_parts(); ++part) {
       const int64_t rank = bank.pair(slot, part).rank;
       if (rank == 0) continue;

@@ -102,8 +102,8 @@ void decode_q45_k(const std::byte* source, const uint8_t* high, const uint8_t* l
 // Two halves of 128 weights, each of four blocks that share 64 bytes of nibbles and 32 of top bits.
 void decode_q6_k(const std::byte* source, std::span<QuantizedBlock> out) {
   const float d = load_half(source + 208);
-  for (int i = 0; i < 8; ++i) {
-    const int half = i / 4, quarter = i % 4;
+  for (int64_t i = 0; i < 8; ++i) {
+    const int64_t half = i / 4, quarter = i % 4;
     const uint8_t* low = bytes(source) + half * 64 + quarter % 2 * 32;
     const uint8_t* high = bytes(source) + 128 + half * 32;
     const auto* scales = reinterpret_cast<const int8_t*>(source + 192) + i * 2;
@@ -131,19 +131,19 @@ void merge_four_bytes(std::byte* p, uint32_t four) {
 void pack_quants(PanelFormat format, const uint8_t* quants, int64_t lane, std::byte* block) {
   std::byte* column = block + lane * kVectorDepth;
   if (format == PanelFormat::kInt8) {
-    for (int g = 0; g < kBlockVectors; ++g) {
+    for (int64_t g = 0; g < kBlockVectors; ++g) {
       std::memcpy(column + g * kVectorBytes, quants + g * kVectorDepth, kVectorDepth);
     }
     return;
   }
   constexpr uint32_t kLowNibbles = 0x0F0F0F0F, kTopBits = 0x03030303;
-  for (int g = 0; g < 4; ++g) {
+  for (int64_t g = 0; g < 4; ++g) {
     const uint32_t first = four_bytes(quants + g * 4) & kLowNibbles;
     const uint32_t second = four_bytes(quants + g * 4 + 16) & kLowNibbles;
     merge_four_bytes(column + g * kVectorBytes, first | second << 4);
   }
   std::byte* rest = block + 4 * kVectorBytes;
-  for (int g = 0; g < kBlockVectors; ++g) {
+  for (int64_t g = 0; g < kBlockVectors; ++g) {
     const uint32_t top = four_bytes(quants + g * 4) >> 4 & kTopBits;
     if (format == PanelFormat::kInt6) {
       merge_four_bytes(rest + g / 4 * kVectorBytes + lane * kVectorDepth, top << g % 4 * 2);

@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <chrono>
+#include <utility>
 
 namespace octavo::cpu {
 namespace {
@@ -86,6 +87,12 @@ void ThreadPool::run(int64_t num_tasks, const void* context, Invoke invoke) {
   while (run_one_task(0)) {
   }
   wait_for_tasks(static_cast<uint32_t>(num_tasks));
+  if (has_failed_.load(std::memory_order_relaxed)) rethrow_failure();
+}
+
+void ThreadPool::rethrow_failure() {
+  has_failed_.store(false, std::memory_order_relaxed);
+  std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 // Claims and runs the next task of the loop in progress, if one is left. The context read before
@@ -99,7 +106,13 @@ bool ThreadPool::run_one_task(int thread) {
     const Invoke invoke = invoke_.load(std::memory_order_relaxed);
     if (ticket_.compare_exchange_weak(bits, bits + 1, std::memory_order_acq_rel,
                                       std::memory_order_acquire)) {
-      invoke(context, ticket.next, thread);
+      // An exception ends the caller's loop, not the thread: it would take the process along, and
+      // the caller may not leave while others still work on what is its.
+      try {
+        invoke(context, ticket.next, thread);
+      } catch (...) {
+        if (!has_failed_.exchange(true)) failure_ = std::current_exception();
+      }
       if (num_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == ticket.num_tasks) {
         num_done_.notify_one();
       }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -27,7 +28,8 @@ class ThreadPool {
 
   // Calls body(task, thread) for every task in [0, num_tasks), thread in [0, num_threads()), and
   // returns when all calls have returned. Tasks start in ascending order. Allocates nothing.
-  // Requires: body does not throw; one caller at a time, never a body.
+  // Throws what a call threw, one of them if several did, once no call runs any more; some tasks
+  // may not have run then. Requires: one caller at a time, never a body.
   template <typename Body>
   void parallel_for(int64_t num_tasks, const Body& body) {
     if (num_tasks <= kMaxTasks) return run(num_tasks, &body, invoke<Body>);
@@ -63,6 +65,7 @@ class ThreadPool {
 
   void run(int64_t num_tasks, const void* context, Invoke invoke);
   bool run_one_task(int thread);
+  void rethrow_failure();
   void wait_for_tasks(uint32_t num_tasks);
   void work(int thread);
   void sleep_until_task();
@@ -72,6 +75,8 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> num_done_{0};
   alignas(64) std::atomic<const void*> context_{nullptr};
   std::atomic<Invoke> invoke_{nullptr};
+  std::atomic<bool> has_failed_{false};
+  std::exception_ptr failure_;  // of the loop in progress; written by who sets has_failed_
   alignas(64) std::atomic<uint32_t> num_asleep_{0};
   std::atomic<uint32_t> wake_count_{0};
   std::atomic<bool> stopping_{false};

@@ -219,39 +219,44 @@ bool Engine::step_once() {
   return has_work;
 }
 
+// First what is left where a command broke off the last call: requests that were accepted are
+// among it, and have to end like all others.
 void Engine::drain() {
+  take_in_commands();
   queue_.drain(commands_);
-  for (Command& command : commands_) {
-    switch (command.kind) {
-      case Command::Kind::kSubmit:
-        scheduler_.add(std::move(*command.request));
-        break;
-      case Command::Kind::kAbort:
-        scheduler_.abort(command.request_id, command.sequence_index);
-        break;
-      case Command::Kind::kResetPrefixCache:
-        scheduler_.reset_prefix_cache();
-        break;
-      case Command::Kind::kSelfCheck:
-        scheduler_.self_check();
-        ++step_stats_.num_self_checks;
-        break;
-      case Command::Kind::kSleep:
-        begin_sleep(command.aborts);
-        break;
-      case Command::Kind::kWakeUp:
-        end_sleep();
-        break;
-      case Command::Kind::kCloseLora:
-        closed_lora_slots_.push_back(command.lora_slot);
-        break;
-    }
-  }
+  take_in_commands();
+}
+
+void Engine::take_in_commands() {
+  while (num_taken_in_ < std::ssize(commands_)) take_in(commands_[num_taken_in_++]);
   commands_.clear();
+  num_taken_in_ = 0;
+}
+
+void Engine::take_in(Command& command) {
+  switch (command.kind) {
+    case Command::Kind::kSubmit:
+      return scheduler_.add(std::move(*command.request));
+    case Command::Kind::kAbort:
+      return scheduler_.abort(command.request_id, command.sequence_index);
+    case Command::Kind::kResetPrefixCache:
+      return scheduler_.reset_prefix_cache();
+    case Command::Kind::kSelfCheck:
+      scheduler_.self_check();
+      ++step_stats_.num_self_checks;
+      return;
+    case Command::Kind::kSleep:
+      return begin_sleep(command.aborts);
+    case Command::Kind::kWakeUp:
+      return end_sleep();
+    case Command::Kind::kCloseLora:
+      return closed_lora_slots_.push_back(command.lora_slot);
+  }
 }
 
 // Whatever was accepted before is in the scheduler by now: commands come in order.
 void Engine::begin_sleep(bool aborts) {
+  ++num_sleeps_;
   is_drowsy_ = !step_stats_.is_asleep;
   if (aborts) scheduler_.finish_all(FinishReason::kAbort, nullptr);
 }
@@ -266,7 +271,7 @@ void Engine::fall_asleep() {
     step_stats_.is_asleep = true;
   } else if (is_healthy()) {
     note_error(cause);
-    queue_.resume();
+    queue_.resume(num_sleeps_);
   }
 }
 
@@ -282,7 +287,7 @@ void Engine::end_sleep() {
     step_stats_.is_asleep = false;
   }
   ++step_stats_.num_wake_ups;
-  queue_.resume();
+  queue_.resume(num_sleeps_);
 }
 
 // Runs `work`, which may throw what a device or a backend throws. False if it did and the device is

@@ -126,6 +126,8 @@ class Engine {
   void run_thread();
   bool step_once();
   void drain();
+  void take_in_commands();
+  void take_in(Command& command);
   void begin_sleep(bool aborts);
   void fall_asleep();
   void end_sleep();
@@ -155,11 +157,13 @@ class Engine {
   // Touched by the engine thread only.
   Scheduler scheduler_;
   std::vector<Command> commands_;
+  int64_t num_taken_in_ = 0;             // of commands_
   std::vector<ScheduledBatch> batches_;  // [max_steps_in_flight], of those in flight, oldest first
   StepResult result_;
   std::vector<uint64_t> finished_ids_;
   std::vector<int32_t> closed_lora_slots_;  // that live requests may still have
   EngineStats step_stats_;
+  int64_t num_sleeps_ = 0;  // that were asked for
   bool is_drowsy_ = false;  // sleeps as soon as nothing is live
 
   mutable std::mutex mutex_;

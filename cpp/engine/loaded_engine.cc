@@ -30,7 +30,7 @@ LoraLimits lora_limits(const EngineConfig& config) {
 }
 
 // Faults of the configuration are reported before memory is taken or a device is touched.
-const EngineConfig& validated(const EngineConfig& config) {
+EngineConfig validated(const EngineConfig& config) {
   validate(runner_config(config));
   if (config.max_loras < 0 || config.max_loras > kMaxLoras) {
     throw ConfigError("--max-loras must be at most " + std::to_string(kMaxLoras));
@@ -110,7 +110,7 @@ void LoadedEngine::start() {
 }
 
 double LoadedEngine::progress() const {
-  switch (phase_) {
+  switch (phase_.load()) {
     case Phase::kLoading:
       return model_->weights().progress();
     case Phase::kLoaded:
@@ -126,7 +126,12 @@ double LoadedEngine::progress() const {
 uint64_t LoadedEngine::begin_lora() {
   if (config_.max_loras == 0) throw ConfigError("adapters need --enable-lora");
   const LoraSlots::Lease lease = engine().begin_lora(kLoraWait);
-  model_->loras().clear(lease.slot);
+  try {
+    model_->loras().clear(lease.slot);
+  } catch (...) {  // nobody else knows the id
+    engine().close_lora(lease.id);
+    throw;
+  }
   return lease.id;
 }
 

@@ -86,6 +86,7 @@ void RequestQueue::sleep(bool aborts, const char* reason) {
   const std::lock_guard lock(mutex_);
   push({.kind = Command::Kind::kSleep, .aborts = aborts});
   sleep_reason_ = reason;
+  ++num_sleeps_;
 }
 
 void RequestQueue::wake_up() {
@@ -93,9 +94,9 @@ void RequestQueue::wake_up() {
   push({.kind = Command::Kind::kWakeUp});
 }
 
-void RequestQueue::resume() {
+void RequestQueue::resume(int64_t num_sleeps) {
   const std::lock_guard lock(mutex_);
-  sleep_reason_ = nullptr;
+  if (num_sleeps_ == num_sleeps) sleep_reason_ = nullptr;
 }
 
 void RequestQueue::open_lora(uint64_t id, int32_t slot) {

@@ -81,7 +81,9 @@ class RequestQueue {
   void settle(const QueueLoad& scheduler_load, std::span<const uint64_t> finished_ids,
               bool is_output_stalled);
 
-  void resume();
+  // Ends what sleep() began, unless it was called more than `num_sleeps` times: then a kSleep is
+  // still to come, after which nothing may be accepted.
+  void resume(int64_t num_sleeps);
 
   bool is_closed() const;
 
@@ -110,6 +112,7 @@ class RequestQueue {
   bool is_output_stalled_ = false;
   const char* closed_reason_ = nullptr;
   const char* sleep_reason_ = nullptr;  // null: awake
+  int64_t num_sleeps_ = 0;              // calls of sleep()
 };
 
 }  // namespace octavo

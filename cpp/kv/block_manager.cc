@@ -9,7 +9,7 @@
 namespace octavo {
 namespace {
 
-const BlockManagerOptions& validated(const BlockManagerOptions& options) {
+BlockManagerOptions validated(const BlockManagerOptions& options) {
   if (options.block_size < 1) throw ConfigError("block_size must be at least 1");
   if (options.num_blocks < 1 || options.num_blocks >= std::numeric_limits<int32_t>::max()) {
     throw ConfigError("the number of KV blocks must be between 1 and 2^31 - 2");

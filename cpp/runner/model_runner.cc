@@ -122,7 +122,8 @@ void ModelRunner::wait(StepResult& result) {
   std::swap(result, finished);
 }
 
-// Graphs hold addresses inside the cache, so they go with it.
+// Graphs hold addresses inside the cache, so they go with it, and are captured anew with the next.
+// The steps that this takes may read an adapter that is being loaded: what they draw is nobody's.
 void ModelRunner::free_kv_cache() {
   backend_.synchronize();
   graphs_.clear();

@@ -111,6 +111,13 @@ inline int64_t first_tile(const AttentionTask& task) {
   return larger(0, row_position(task, 0) - task.sliding_window + 1) / kKeyTile * kKeyTile;
 }
 
+// A row's greatest score and sum of probabilities before it has seen a key.
+inline void begin_softmax(const AttentionTask& task, const AttentionScratch& s, int64_t row) {
+  const float* sinks = task.sinks;
+  s.max[row] = sinks == nullptr ? -__builtin_inff() : sinks[(task.row_begin + row) % task.group];
+  s.sum[row] = sinks == nullptr ? 0.0f : 1.0f;
+}
+
 inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
   for (int64_t r = 0; r < task.num_rows; ++r) {
@@ -120,9 +127,7 @@ inline void begin_rows(const AttentionTask& task, const AttentionScratch& s) {
       store(s.q + r * padded + d, load_first(q + d, n));
       store(s.out + r * padded + d, zero());
     }
-    const float* sinks = task.sinks;
-    s.max[r] = sinks == nullptr ? -__builtin_inff() : sinks[(task.row_begin + r) % task.group];
-    s.sum[r] = sinks == nullptr ? 0.0f : 1.0f;
+    begin_softmax(task, s, r);
   }
 }
 

@@ -7,12 +7,13 @@
 //   tiles    16 cycles (K = 64 takes the same), 12 to load rows and columns, 16 to store the sums
 //   vectors  16 x (convert, scale * scale, fma) on two ports = 24 cycles; 32 with minima
 // The two overlap, so the roof is 8,192 products in 24 (32) cycles, a third (a quarter) of what the
-// tiles could do with one scale a row, and four (three) times that of vpdpbusd. What is done for
-// it:
+// tiles could do with one scale a row, and four (three) times that of vpdpbusd. That is computed
+// and far from reached: of the 10,374 Gop/s of TDPBSSD on two cores `bench_gemm` gives 280 to 430
+// from 128 rows on, vpdpbusd 280 to 370 of 1,202 (bench/results/2026-11-29-cpu.md). What is done
+// for it:
 // - A step is kStepBlocks blocks of two panels, unpacked to signed bytes in L1 once for all rows.
-// An
-//   accumulator is loaded and stored once a step, so tiles of 16 rows x 2 panels need no registers
-//   for them and the scales of a step stay in registers while the rows go by.
+// - An accumulator is loaded and stored once a step, so tiles of 16 rows x 2 panels need no
+//   registers for them and the scales of a step stay in registers while the rows go by.
 // - The tiles of one group of rows are started before the vectors of the group before it.
 #pragma once
 

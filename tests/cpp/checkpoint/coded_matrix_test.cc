@@ -126,6 +126,8 @@ TEST(CodedMatrix, RefusesSizesThatDoNotFitTogether) {
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.rows = INT64_MAX; }));
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.cols = 124; }));
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.col_block = 0; }));
+  EXPECT_TRUE(refused([](CodedMatrix& m) { m.zero_offset = -1; }));
+  EXPECT_TRUE(refused([](CodedMatrix& m) { m.zero_offset = 2; }));
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.codes = m.codes.first(8); }));
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.scales = m.scales.first(8); }));
   EXPECT_TRUE(refused([](CodedMatrix& m) { m.zeros = m.zeros.first(3); }));
@@ -135,6 +137,18 @@ TEST(CodedMatrix, RefusesSizesThatDoNotFitTogether) {
   EXPECT_TRUE(refused([&](CodedMatrix& m) { m.group_of_col = groups; }));
   groups[5] = -1;
   EXPECT_TRUE(refused([&](CodedMatrix& m) { m.group_of_col = groups; }));
+}
+
+// As a checkpoint may claim.
+TEST(CodedMatrix, AGroupMayBeLargerThanTheMatrix) {
+  const Arrays arrays;
+  CodedMatrix matrix = arrays.matrix(CodeLayout::kPacked4);
+  matrix.row_block = matrix.col_block = INT64_MAX;
+  matrix.zeros = {};
+  matrix.scales = matrix.scales.first(1);
+  EXPECT_NO_THROW(validate(matrix));
+  EXPECT_EQ(matrix.num_groups(), 1);
+  EXPECT_EQ(matrix.num_row_blocks(), 1);
 }
 
 TEST(CodedMatrix, KeepsNoBlocksWhoseScalesDiffer) {

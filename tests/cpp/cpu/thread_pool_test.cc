@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -62,6 +63,28 @@ TEST(ThreadPool, GivesEachThreadANumberOfItsOwn) {
     inside[thread].fetch_sub(1);
   });
   EXPECT_FALSE(overlapped.load());
+}
+
+// Memory may run short in any of the threads.
+TEST(ThreadPool, ThrowsToTheCallerWhatATaskThrew) {
+  for (const int num_threads : {1, 3}) {
+    ThreadPool pool(num_threads);
+    for (int64_t bad = 0; bad < 50; ++bad) {
+      std::atomic<int> num_inside{0};
+      const auto body = [&](int64_t task, int) {
+        num_inside.fetch_add(1);
+        const bool throws = task % 50 == bad;
+        if (!throws) std::this_thread::yield();
+        num_inside.fetch_sub(1);
+        if (throws) throw std::bad_alloc();
+      };
+      EXPECT_THROW(pool.parallel_for(100, body), std::bad_alloc);
+      EXPECT_EQ(num_inside.load(), 0);
+      std::atomic<int> num_runs{0};
+      pool.parallel_for(20, [&](int64_t, int) { num_runs.fetch_add(1); });
+      EXPECT_EQ(num_runs.load(), 20);
+    }
+  }
 }
 
 TEST(ThreadPool, TakesEveryCoreUnlessTold) {

@@ -193,6 +193,7 @@ const AttentionShape kShapes[] = {
     {40, 2, 16, 16, 30.0f},  // soft cap; more than a tile of rows in one decode
     {4, 2, 32, 16, 0.0f, 10},
     {3, 1, 64, 16, 20.0f, 100},
+    {6, 2, 32, 16, 0.0f, 40, {0.5f, -3.0f, 4.0f, 9.0f, -20.0f, 1.0f}},  // sinks
 };
 
 TEST(TileKernelsTest, AttentionMatchesADoublePrecisionTwin) {

@@ -13,66 +13,20 @@
 
 #include "base/errors.h"
 #include "engine/counted_new.h"
-#include "engine/taken_outputs.h"
-#include "sched/fake_runner.h"
+#include "engine/engine_fixture.h"
 
 namespace octavo {
 namespace {
 
 using namespace std::chrono_literals;
-using testing::FakeRunner;
-using testing::TakenOutputs;
+using testing::EngineFixture;
+using testing::kVocabSize;
+using testing::make_request;
+using testing::small_config;
 
-constexpr int64_t kVocabSize = 50;
-
-EngineConfig small_config() {
-  EngineConfig config;
-  config.max_model_len = 128;
-  config.block_size = 4;
-  config.max_num_seqs = 4;
-  config.max_num_batched_tokens = 32;
-  config.max_num_queued_reqs = 8;
-  config.eos_token_ids = {0, 1 << 20};
-  return config;
-}
-
-Request make_request(uint64_t id, int64_t num_tokens, int32_t max_tokens) {
-  Request request;
-  request.id = id;
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    request.token_ids.push_back(static_cast<int32_t>((id * 11 + i * 7) % kVocabSize));
-  }
-  request.sampling.temperature = 0.0f;
-  request.sampling.max_tokens = max_tokens;
-  request.sampling.ignore_eos = true;
-  return request;
-}
-
-class EngineTest : public ::testing::Test {
+class EngineTest : public EngineFixture {
  protected:
   void SetUp() override { make_engine(small_config()); }
-
-  void make_engine(const EngineConfig& config, int64_t num_blocks = 64) {
-    auto runner = std::make_unique<FakeRunner>(
-        testing::FakeRunnerOptions{kVocabSize, num_blocks, config.block_size, config.max_num_seqs,
-                                   config.max_num_batched_tokens});
-    runner_ = runner.get();
-    taken_ = {};
-    engine_ = std::make_unique<Engine>(config, kVocabSize, num_blocks, std::move(runner));
-  }
-
-  void run() {
-    for (int i = 0; i < 10000 && engine_->step(); ++i) take();
-    take();
-  }
-  bool take() { return taken_.take(*engine_); }
-
-  void expect_idle() {
-    const EngineStats stats = engine_->stats();
-    EXPECT_EQ(stats.num_waiting, 0);
-    EXPECT_EQ(stats.num_running, 0);
-    EXPECT_EQ(stats.num_free_blocks, stats.num_blocks);
-  }
 
   void fail_next_step_with(const std::function<void()>& thrower) {
     runner_->before_run = [this, thrower](const ScheduledBatch&) {
@@ -80,10 +34,6 @@ class EngineTest : public ::testing::Test {
       thrower();
     };
   }
-
-  std::unique_ptr<Engine> engine_;
-  FakeRunner* runner_ = nullptr;
-  TakenOutputs taken_;
 };
 
 TEST_F(EngineTest, RequestsBecomeRecords) {
@@ -323,6 +273,22 @@ TEST_F(EngineTest, HostMemoryShortInTheMiddleOfAStepEndsEverything) {
   }
   EXPECT_EQ(taken_.num_finished(FinishReason::kError), 6);
   EXPECT_EQ(taken_.num_finished(), 6);
+}
+
+// Whatever breaks off while the inbox is emptied, those behind it end too.
+TEST_F(EngineTest, HostMemoryShortInTheInboxLosesNobodyBehindIt) {
+  for (uint64_t id = 1; id <= 6; ++id) engine_->submit(make_request(id, 4, 5));
+  {
+    const testing::CountedNew counted(0);
+    engine_->step();
+  }
+  EXPECT_FALSE(engine_->is_healthy());
+  engine_->shutdown();
+  while (take()) {
+  }
+  for (uint64_t id = 2; id <= 6; ++id) {
+    EXPECT_TRUE(taken_.all().contains({id, 0})) << id;
+  }
 }
 
 TEST_F(EngineTest, OutputsThatNobodyTakesEndTheRequests) {

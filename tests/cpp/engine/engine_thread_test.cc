@@ -12,18 +12,17 @@
 #include <vector>
 
 #include "base/errors.h"
-#include "engine/engine.h"
-#include "engine/taken_outputs.h"
-#include "sched/fake_runner.h"
+#include "engine/engine_fixture.h"
 
 namespace octavo {
 namespace {
 
 using namespace std::chrono_literals;
 using testing::FakeRunner;
+using testing::kVocabSize;
+using testing::make_request;
 using testing::TakenOutputs;
 
-constexpr int64_t kVocabSize = 50;
 constexpr int64_t kNumBlocks = 80;
 
 EngineConfig thread_config() {
@@ -36,24 +35,11 @@ EngineConfig thread_config() {
   return config;
 }
 
-Request make_request(uint64_t id, int64_t num_tokens, int32_t max_tokens) {
-  Request request;
-  request.id = id;
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    request.token_ids.push_back(static_cast<int32_t>((id * 11 + i * 7) % kVocabSize));
-  }
-  request.sampling.temperature = 0.0f;
-  request.sampling.max_tokens = max_tokens;
-  return request;
-}
-
 class EngineThreadTest : public ::testing::Test {
  protected:
   void SetUp() override {
     const EngineConfig config = thread_config();
-    auto runner = std::make_unique<FakeRunner>(
-        testing::FakeRunnerOptions{kVocabSize, kNumBlocks, config.block_size, config.max_num_seqs,
-                                   config.max_num_batched_tokens});
+    auto runner = std::make_unique<FakeRunner>(testing::runner_options(config, kNumBlocks));
     runner_ = runner.get();
     engine_ = std::make_unique<Engine>(config, kVocabSize, kNumBlocks, std::move(runner));
   }

@@ -4,38 +4,26 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <memory>
 #include <utility>
 
 #include "base/errors.h"
-#include "engine/engine.h"
-#include "engine/taken_outputs.h"
-#include "sched/fake_runner.h"
+#include "engine/engine_fixture.h"
 
 namespace octavo {
 namespace {
 
-using testing::FakeRunner;
-using testing::TakenOutputs;
+using testing::EngineFixture;
+using testing::make_request;
+using testing::small_config;
 
-constexpr int64_t kVocabSize = 50;
-
-class LoraEngineTest : public ::testing::Test {
+class LoraEngineTest : public EngineFixture {
  protected:
-  LoraEngineTest() { make_engine(1); }
+  void SetUp() override { make_engine(1); }
 
   void make_engine(int32_t max_steps_in_flight) {
-    EngineConfig config;
-    config.max_model_len = 128;
-    config.block_size = 4;
-    config.max_num_seqs = 4;
-    config.max_num_batched_tokens = 32;
+    EngineConfig config = small_config();
     config.max_loras = 2;
-    auto runner = std::make_unique<FakeRunner>(
-        testing::FakeRunnerOptions{kVocabSize, 64, config.block_size, config.max_num_seqs,
-                                   config.max_num_batched_tokens, max_steps_in_flight});
-    runner_ = runner.get();
-    engine_ = std::make_unique<Engine>(config, kVocabSize, 64, std::move(runner));
+    EngineFixture::make_engine(config, 64, max_steps_in_flight);
   }
 
   uint64_t load() {
@@ -45,23 +33,10 @@ class LoraEngineTest : public ::testing::Test {
   }
 
   void submit(uint64_t id, uint64_t lora_id, int32_t max_tokens = 3) {
-    Request request;
-    request.id = id;
-    request.token_ids = {1, 2, 3, 4, 5};
+    Request request = make_request(id, 5, max_tokens);
     request.lora_id = lora_id;
-    request.sampling.max_tokens = max_tokens;
-    request.sampling.ignore_eos = true;
     engine_->submit(std::move(request));
   }
-
-  void run() {
-    while (engine_->step()) taken_.take(*engine_);
-    taken_.take(*engine_);
-  }
-
-  std::unique_ptr<Engine> engine_;
-  FakeRunner* runner_ = nullptr;
-  TakenOutputs taken_;
 };
 
 TEST_F(LoraEngineTest, RequestsRunInTheSlotOfTheirAdapter) {
@@ -105,7 +80,6 @@ TEST_F(LoraEngineTest, AClosedSlotIsFreeWhenItsLastRequestHasEnded) {
     const LoraSlots::Lease next = engine_->begin_lora();
     EXPECT_EQ(next.slot, lease.slot);
     EXPECT_GT(next.id, lease.id);
-    taken_ = {};
   }
 }
 

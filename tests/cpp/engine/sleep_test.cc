@@ -1,66 +1,22 @@
 // Giving the KV cache back and taking it again, between requests.
 #include <gtest/gtest.h>
 
-#include <memory>
-#include <utility>
 #include <vector>
 
 #include "base/errors.h"
-#include "engine/engine.h"
-#include "engine/taken_outputs.h"
-#include "sched/fake_runner.h"
+#include "engine/engine_fixture.h"
 
 namespace octavo {
 namespace {
 
-using testing::FakeRunner;
-using testing::TakenOutputs;
+using testing::EngineFixture;
+using testing::make_request;
+using testing::small_config;
 
-constexpr int64_t kVocabSize = 50;
-constexpr int64_t kNumBlocks = 64;
-
-Request make_request(uint64_t id, int64_t num_tokens, int32_t max_tokens) {
-  Request request;
-  request.id = id;
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    request.token_ids.push_back(static_cast<int32_t>((id * 11 + i * 7) % kVocabSize));
-  }
-  request.sampling.temperature = 0.0f;
-  request.sampling.max_tokens = max_tokens;
-  request.sampling.ignore_eos = true;
-  return request;
-}
-
-class SleepTest : public ::testing::TestWithParam<int32_t> {  // steps in flight
+class SleepTest : public EngineFixture,
+                  public ::testing::WithParamInterface<int32_t> {  // steps in flight
  protected:
-  void SetUp() override {
-    EngineConfig config;
-    config.max_model_len = 128;
-    config.block_size = 4;
-    config.max_num_seqs = 4;
-    config.max_num_batched_tokens = 32;
-    testing::FakeRunnerOptions options{kVocabSize, kNumBlocks, config.block_size,
-                                       config.max_num_seqs, config.max_num_batched_tokens};
-    options.max_steps_in_flight = GetParam();
-    auto runner = std::make_unique<FakeRunner>(options);
-    runner_ = runner.get();
-    engine_ = std::make_unique<Engine>(config, kVocabSize, kNumBlocks, std::move(runner));
-  }
-
-  void run() {
-    for (int i = 0; i < 10000 && engine_->step(); ++i) taken_.take(*engine_);
-    taken_.take(*engine_);
-  }
-
-  void expect_idle() {
-    const EngineStats stats = engine_->stats();
-    EXPECT_EQ(stats.num_running + stats.num_waiting, 0);
-    EXPECT_EQ(stats.num_free_blocks, stats.num_blocks);
-  }
-
-  std::unique_ptr<Engine> engine_;
-  FakeRunner* runner_ = nullptr;
-  TakenOutputs taken_;
+  void SetUp() override { make_engine(small_config(), 64, GetParam()); }
 };
 
 INSTANTIATE_TEST_SUITE_P(StepsInFlight, SleepTest, ::testing::Values(1, 2));
@@ -129,6 +85,23 @@ TEST_P(SleepTest, AWakeUpEndsASleepThatWaits) {
   engine_->submit(make_request(2, 4, 1));
   run();
   EXPECT_EQ(taken_.at(2).finish_reason, FinishReason::kLength);
+}
+
+// Two front ends may ask for both before the engine looks: the later one counts.
+TEST_P(SleepTest, AWakeUpDoesNotOpenTheInboxAgainstALaterSleep) {
+  engine_->sleep(false);
+  run();
+  engine_->wake_up();
+  engine_->sleep(false);
+  run();
+  EXPECT_TRUE(engine_->stats().is_asleep);
+  EXPECT_FALSE(runner_->has_kv_cache());
+  EXPECT_THROW(engine_->submit(make_request(1, 4, 5)), NotReadyError);
+  engine_->wake_up();
+  run();
+  engine_->submit(make_request(1, 4, 5));
+  run();
+  EXPECT_EQ(taken_.at(1).finish_reason, FinishReason::kLength);
 }
 
 TEST_P(SleepTest, WithoutMemoryForTheCacheTheEngineSleepsOn) {

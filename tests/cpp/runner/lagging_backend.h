@@ -126,6 +126,7 @@ class LaggingBackend : public ReferenceBackend {
     captured_ = nullptr;
     return static_cast<int32_t>(graphs_.size()) - 1;
   }
+  void clear_graphs() override { graphs_.clear(); }
   void launch_graph(int32_t id) override {
     ++num_graph_launches;
     issue([this, id] {

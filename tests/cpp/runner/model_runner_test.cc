@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "base/errors.h"
 #include "model/tiny_model.h"
+#include "runner/lagging_backend.h"
 #include "runner/warm_up.h"
 
 namespace octavo::testing {
@@ -143,6 +145,58 @@ TEST(ModelRunner, ARestoredCacheServesAsTheFirstOne) {
   f.runner.run(batch_of({a.schedule(0, 20, sampling)}), after);
   EXPECT_EQ(after.token_ids, before.token_ids);
   EXPECT_GE(after.token_ids[0], 0);
+}
+
+void load_adapter(Model& model, int32_t slot) {
+  for (const LoraTarget& target : lora_targets(model.weights())) {
+    const std::vector<float> a(2 * target.in_features, 0.1f), b(2 * target.out_features, 0.2f);
+    model.loras().load(slot, target.name,
+                       {1.0f,
+                        {a.data(), DType::kFloat32, 2, target.in_features},
+                        {b.data(), DType::kFloat32, target.out_features, 2}});
+  }
+}
+
+// With and without adapters.
+TEST(ModelRunner, ARestoredCacheHasTheGraphsOfTheFirstOne) {
+  LaggingBackend backend;
+  const auto model = tiny_model(backend);
+  model->enable_loras({2, 2});
+  model->allocate_loras();
+  const RunnerConfig config{.max_model_len = 64,
+                            .block_size = 4,
+                            .num_blocks = 64,
+                            .max_num_seqs = 4,
+                            .max_num_batched_tokens = 16};
+  const MemoryPlan plan = plan_memory(config, *model, backend, 0);
+  ModelRunner runner(backend, *model, config, plan);
+  runner.warm_up([](double) {});
+  load_adapter(*model, 1);
+
+  const Sequence a(6);
+  SamplingParams sampling;
+  sampling.logprobs = 0;
+  // The log-probability of what a decode behind the prompt draws.
+  const auto decode = [&](int32_t lora_slot) {
+    StepResult result;
+    for (const auto& [begin, end] : {std::pair{0, 5}, std::pair{5, 6}}) {
+      ScheduledSequence row = a.schedule(begin, end, sampling);
+      row.lora_slot = lora_slot;
+      runner.run(batch_of({row}), result);
+    }
+    return result.logprobs.at(0).logprob;
+  };
+  backend.num_graph_launches = 0;
+  const float plain = decode(-1), adapted = decode(1);
+  EXPECT_NE(plain, adapted);
+  EXPECT_EQ(backend.num_graph_launches, 2);
+  runner.free_kv_cache();
+  runner.restore_kv_cache();
+  backend.num_graph_launches = 0;
+  EXPECT_EQ(decode(-1), plain);
+  EXPECT_EQ(backend.num_graph_launches, 1);
+  EXPECT_EQ(decode(1), adapted);
+  EXPECT_EQ(backend.num_graph_launches, 2);
 }
 
 TEST(ModelRunner, SelfTestFindsNaN) {
