@@ -60,6 +60,7 @@ _FULL_S = 0.1  # how long a full queue is taken to be full still, if no outputs 
 _RECEIVE_BYTES = 256 << 10
 _BEHIND_BYTES = 32 << 10  # of many steps: what came of them is better taken together anyway
 _BREATH_S = 0.001
+_TURN = 64  # streams that are served before new requests get a look-in
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
     kind.__name__: kind
@@ -108,6 +109,7 @@ class SocketEngineClient:
         self._is_writing = False  # the writer sends what it took from the outbox
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._fed: dict[RequestStream, None] = {}  # those that wait for deliver()
         self._full_until = 0.0
         self._is_closed = False
         self._socket: socket.socket | None = None
@@ -335,8 +337,17 @@ class SocketEngineClient:
         while data := connection.recv(_RECEIVE_BYTES):
             for frame in buffer.feed(data):
                 self._dispatch(decode(frame, self._decoder))
+            self._deliver()
             # recv() gives way only where it waits, and a busy engine has always sent more.
             time.sleep(_BREATH_S if len(data) >= _BEHIND_BYTES else 0)
+
+    def _deliver(self) -> None:
+        """Let the streams send what all frames brought that had come: of each, all in one."""
+        fed, self._fed = self._fed, {}
+        for count, stream in enumerate(fed, start=1):
+            stream.deliver()
+            if count % _TURN == 0:
+                time.sleep(0)
 
     def _dispatch(self, message: ToWorker) -> None:
         if isinstance(message, Outputs):
@@ -378,7 +389,8 @@ class SocketEngineClient:
             if live is None:
                 continue  # aborted here while this record was on its way
             if output.finish_reason is None:
-                live.stream.feed(output)
+                if live.stream.feed(output):
+                    self._fed[live.stream] = None
             else:
                 self._finish(record[0] & _LOCAL_ID, live, output, outputs.errors.get(record[0]))
 
@@ -392,7 +404,8 @@ class SocketEngineClient:
         elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
             self._fail(request_id, self._why_aborted())  # not by this client
         else:
-            live.stream.feed(output)
+            if live.stream.feed(output):
+                self._fed[live.stream] = None
             if live.stream.is_ended:
                 self._forget(request_id)
 

@@ -15,7 +15,7 @@ from octavo.server.request_report import REPORT, RequestReport
 from octavo.server.schemas.shared import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from octavo.engine.client import EngineClient, Logprob, RequestOutput, RequestStream
     from octavo.model.detokenizer import TokenBytes
@@ -108,9 +108,14 @@ class Generation:
             if item is None:
                 return None
             index, output = item
-            piece = self._take(index, output)
+            piece = self.take(output, index)
             if piece is not None:
                 return piece
+
+    def divert(self, taker: Callable[[RequestOutput], bool]) -> None:
+        """Where there is one prompt: RequestStream.divert(). The taker makes pieces with take()."""
+        if len(self._streams) == 1:
+            self._streams[0].divert(taker)
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces until every choice has finished."""
@@ -171,7 +176,8 @@ class Generation:
         for choice in self._choices:
             choice.give_up(reason)
 
-    def _take(self, index: int, output: RequestOutput) -> Piece | None:
+    def take(self, output: RequestOutput, index: int = 0) -> Piece | None:
+        """The piece that an output of a prompt makes, if it makes one. Never blocks."""
         self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
         if output.token_ids and not self._has_begun[index]:
             self._has_begun[index] = True

@@ -22,7 +22,7 @@ from octavo.server.schemas.responses import (
 from octavo.server.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from octavo.errors import RequestError
     from octavo.server.chat_run import ChatRun
@@ -36,10 +36,23 @@ class ResponseAnswer:
     Attributes:
         response: As far as it has come.
         generation: What makes it.
+
+    Args:
+        request: What is answered.
+        run: The chat.
+        keep: Is given the response before a stream's last event; None keeps nothing.
     """
 
-    def __init__(self, request: ResponseRequest, run: ChatRun, *, store: bool) -> None:
+    keep_alive = KEEP_ALIVE
+
+    def __init__(
+        self,
+        request: ResponseRequest,
+        run: ChatRun,
+        keep: Callable[[Response], None] | None,
+    ) -> None:
         self._run = run
+        self._keep = keep
         self.generation = run.generation
         self._writer = ItemWriter()
         self._num_reasoning_tokens = 0
@@ -56,7 +69,7 @@ class ResponseAnswer:
             parallel_tool_calls=request.parallel_tool_calls is not False,
             previous_response_id=request.previous_response_id,
             reasoning=request.reasoning or ReasoningOptions(),
-            store=store,
+            store=keep is not None,
             temperature=sampling.temperature,
             text={"format": _shown_format(text_format)},
             tool_choice=request.tool_choice or "auto",
@@ -73,21 +86,23 @@ class ResponseAnswer:
         for piece in self.generation:
             if self.response.status == "queued":
                 self.response.status = "in_progress"
-            for _ in self._take(piece):
-                pass
+            self.take(piece)
         return self.response
 
-    def events(self, pieces: Iterator[Piece | None], keep: Any) -> Iterator[bytes]:
-        """The events of a stream."""
-        yield self._whole_event("response.created")
-        yield self._whole_event("response.in_progress")
-        for piece in pieces:
-            if piece is None:
-                yield KEEP_ALIVE
-            else:
-                yield from self._take(piece)
-        keep(self.response)
-        yield self._whole_event(f"response.{self.response.status}")
+    def opening(self) -> bytes:
+        """The first events."""
+        created = self._whole_event("response.created")
+        return created + self._whole_event("response.in_progress")
+
+    def take(self, piece: Piece) -> bytes:
+        """The events of a piece."""
+        return b"".join(self._take(piece))
+
+    def closing(self) -> bytes:
+        """The last event."""
+        if self._keep is not None:
+            self._keep(self.response)
+        return self._whole_event(f"response.{self.response.status}")
 
     def fault(self, error: RequestError) -> bytes:
         """The last event of a stream that fails."""

@@ -60,26 +60,24 @@ class ResponsesResource:
         with renamed_param(PARAMS):
             chat = chat_request(request, earlier)
             run = ChatRun(self._context, chat, req.context.started)
-        keeps = self._store.is_enabled and request.store is not False
-        answer = ResponseAnswer(request, run, store=keeps)
         conversation = [*earlier, *input_messages(request.input)]
         items = shown_input(request.input)
 
         def keep(response: Response) -> None:
-            if keeps:
-                self._store.put(response.id, _stored(response, conversation, items))
+            self._store.put(response.id, _stored(response, conversation, items))
 
+        keeps = self._store.is_enabled and request.store is not False
+        answer = ResponseAnswer(request, run, keep if keeps else None)
         if request.background:
             resp.data = self._begin(answer, conversation, items)
             return
         if request.stream:
-            stream_generation(
-                req, resp, run.generation, lambda pieces: answer.events(pieces, keep), answer.fault
-            )
+            stream_generation(req, resp, run.generation, answer)
             return
         with run.generation as generation, generation.attended(req.env):
             response = answer.whole()
-            keep(response)
+            if keeps:
+                keep(response)
             resp.data = msgspec.json.encode(response)
 
     def _begin(
