@@ -117,7 +117,7 @@ def card_of(module: LoraModule) -> AdapterCard:
     return AdapterCard(module.name, Path(module.path).name, module.base_model_name)
 
 
-class RequestOutput(msgspec.Struct):
+class RequestOutput(msgspec.Struct, gc=False):  # made once a token
     """Tokens of one sequence since its last RequestOutput.
 
     Attributes:
@@ -149,8 +149,9 @@ class RequestOutput(msgspec.Struct):
     def extend(self, later: RequestOutput) -> None:
         """Append what the same sequence produced later."""
         self.token_ids += later.token_ids
-        self.logprobs += later.logprobs
-        self.prompt_logprobs += later.prompt_logprobs
+        if later.logprobs or later.prompt_logprobs:
+            self.logprobs = self.logprobs + later.logprobs
+            self.prompt_logprobs = self.prompt_logprobs + later.prompt_logprobs
         self.finish_reason = later.finish_reason
         self.stop_token_id = later.stop_token_id
         self.num_cached_tokens = later.num_cached_tokens

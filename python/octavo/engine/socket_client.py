@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo import errors
-from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
+from octavo.engine.client import (
+    TICK_S,
+    Logprob,
+    ModelInfo,
+    RequestOutput,
+    RequestStream,
+    engine_gone,
+)
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode, send_now
 from octavo.engine.protocol import (
     FINISH_REASONS,
@@ -50,7 +57,7 @@ from octavo.engine.sleep import Sleeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from octavo.engine.client import AdapterCard, EngineState, Logprob
+    from octavo.engine.client import AdapterCard, EngineState
     from octavo.engine.status_page import StatusPage
     from octavo.sampling_params import SamplingParams
 
@@ -62,6 +69,7 @@ _BEHIND_BYTES = 32 << 10  # of many steps: what came of them is better taken tog
 _BREATH_S = 0.001
 _TURN = 64  # streams that are served before new requests get a look-in
 _MAX_OUTBOX_BYTES = 256 << 20
+_NONE: list[list[Logprob]] = []  # of what was not asked for; never appended to
 _REFUSALS = {
     kind.__name__: kind
     for kind in (
@@ -333,13 +341,13 @@ class SocketEngineClient:
     def _serve(self, connection: socket.socket) -> None:
         """Receive until the engine goes away."""
         self._socket = connection
-        buffer = FrameBuffer()
-        while data := connection.recv(_RECEIVE_BYTES):
-            for frame in buffer.feed(data):
+        buffer, received = FrameBuffer(), memoryview(bytearray(_RECEIVE_BYTES))
+        while size := connection.recv_into(received):
+            for frame in buffer.feed(received[:size]):
                 self._dispatch(decode(frame, self._decoder))
             self._deliver()
             # recv() gives way only where it waits, and a busy engine has always sent more.
-            time.sleep(_BREATH_S if len(data) >= _BEHIND_BYTES else 0)
+            time.sleep(_BREATH_S if size >= _BEHIND_BYTES else 0)
 
     def _deliver(self) -> None:
         """Let the streams send what all frames brought that had come: of each, all in one."""
@@ -468,15 +476,18 @@ class _Columns:
             num_pooled, reason,
         ) = record  # fmt: skip
         start = self._token
-        self._token = start + num_tokens
-        output = RequestOutput(
+        self._token = end = start + num_tokens
+        output = RequestOutput(  # by position: half the time
             index,
-            self._tokens[start : self._token],
-            finish_reason=FINISH_REASONS[reason],
-            stop_token_id=stop_id if stop_id >= 0 else None,
-            num_prompt_tokens=num_prompt,
-            num_cached_tokens=num_cached,
-            queue_time_us=queue_us,
+            self._tokens[start:end],
+            _NONE,
+            _NONE,
+            FINISH_REASONS[reason],
+            stop_id if stop_id >= 0 else None,
+            num_prompt,
+            num_cached,
+            None,
+            queue_us,
         )
         if num_pooled:
             begin = self._pooled

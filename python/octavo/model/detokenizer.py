@@ -89,6 +89,7 @@ class Detokenizer:
     Attributes:
         num_tokens: Tokens taken so far; none after the one that completed a stop string.
         stop_string: The stop string that ended the text, or None.
+        is_plain: Every token becomes text, up to the last feed().
     """
 
     def __init__(self, token_bytes: TokenBytes, options: DetokenizerOptions) -> None:
@@ -98,6 +99,12 @@ class Detokenizer:
         self._matcher = StopMatcher(options.stop) if options.stop else None
         self.num_tokens = 0
         self.stop_string: str | None = None
+        self.is_plain = not options.stop
+
+    def feed_plain(self, token_ids: Sequence[int]) -> str:
+        """feed() where no token is a stop id. Requires: is_plain."""
+        self.num_tokens += len(token_ids)
+        return self._stream.feed(token_ids)
 
     def feed(self, token_ids: Sequence[int], stop_token_id: int = -1) -> tuple[str, bool]:
         """Take the next tokens.
@@ -114,8 +121,9 @@ class Detokenizer:
         if self.stop_string is not None:
             return "", True
         if self._matcher is None:
+            voiced = self._voiced(token_ids, stop_token_id)
             self.num_tokens += len(token_ids)
-            return self._stream.feed(self._voiced(token_ids, stop_token_id)), False
+            return self._stream.feed(voiced), False
         return self._feed_searching(self._matcher, token_ids, stop_token_id)
 
     def flush(self) -> str:
