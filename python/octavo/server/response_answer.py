@@ -40,7 +40,8 @@ class ResponseAnswer:
     Args:
         request: What is answered.
         run: The chat.
-        keep: Is given the response before a stream's last event; None keeps nothing.
+        store: The response is kept.
+        keep: Is given the response before a stream's last event.
     """
 
     keep_alive = KEEP_ALIVE
@@ -49,13 +50,16 @@ class ResponseAnswer:
         self,
         request: ResponseRequest,
         run: ChatRun,
-        keep: Callable[[Response], None] | None,
+        *,
+        store: bool,
+        keep: Callable[[Response], None] | None = None,
     ) -> None:
         self._run = run
         self._keep = keep
         self.generation = run.generation
         self._writer = ItemWriter()
         self._num_reasoning_tokens = 0
+        self._unsent = b""  # the events of an item that was ended from outside
         sampling = run.sampling
         text_format = request.text.format if request.text else None
         self.response = Response(
@@ -69,7 +73,7 @@ class ResponseAnswer:
             parallel_tool_calls=request.parallel_tool_calls is not False,
             previous_response_id=request.previous_response_id,
             reasoning=request.reasoning or ReasoningOptions(),
-            store=keep is not None,
+            store=store,
             temperature=sampling.temperature,
             text={"format": _shown_format(text_format)},
             tool_choice=request.tool_choice or "auto",
@@ -84,30 +88,32 @@ class ResponseAnswer:
     def whole(self) -> Response:
         """Wait for the answer."""
         for piece in self.generation:
-            if self.response.status == "queued":
-                self.response.status = "in_progress"
             self.take(piece)
         return self.response
 
     def opening(self) -> bytes:
         """The first events."""
         created = self._whole_event("response.created")
-        return created + self._whole_event("response.in_progress")
+        return created + self._whole_event(f"response.{self.response.status}")
 
     def take(self, piece: Piece) -> bytes:
         """The events of a piece."""
-        return b"".join(self._take(piece))
+        events = b""
+        if self.response.status == "queued":
+            self.response.status = "in_progress"
+            events = self._whole_event("response.in_progress")
+        return events + b"".join(self._take(piece))
 
     def closing(self) -> bytes:
         """The last event."""
         if self._keep is not None:
             self._keep(self.response)
-        return self._whole_event(f"response.{self.response.status}")
+        return self._unsent + self._whole_event(f"response.{self.response.status}")
 
     def fault(self, error: RequestError) -> bytes:
         """The last event of a stream that fails."""
         self.fail(error)
-        return self._whole_event("response.failed")
+        return self._unsent + self._whole_event("response.failed")
 
     def fail(self, error: RequestError) -> None:
         """End the response with an error."""
@@ -121,8 +127,7 @@ class ResponseAnswer:
         self.generation.abort()
 
     def _end(self, status: str) -> None:
-        for _ in self._writer.finish("incomplete"):
-            pass
+        self._unsent += b"".join(self._writer.finish("incomplete"))
         self.response.status = status
         self.response.output = self._writer.items
 
