@@ -57,7 +57,7 @@ class CompletionsResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Continue one or several prompts, n times each."""
         context = self._context
-        request = context.read(req, _DECODER)
+        request = context.read(req, _DECODER, fits_context=True)
         request.check()
         name = context.check_model(request.model)
         model = context.model()
