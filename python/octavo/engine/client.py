@@ -176,6 +176,9 @@ class RequestStream:
         abort: Stops the request in the engine.
         abort_sequence: Stops one of its sequences there.
         is_ticked: Somebody calls tick().
+
+    Attributes:
+        is_diverted: The reader waits, has a taker, and nothing has been done that wakes it.
     """
 
     def __init__(
@@ -193,7 +196,7 @@ class RequestStream:
         self._deadline = math.inf  # of the wait that tick() is to end
         self._patience = math.inf  # of that wait
         self._taker: Callable[[RequestOutput], bool] | None = None
-        self._may_take = False  # the reader waits, and nothing has been done that wakes it
+        self.is_diverted = False
         self._has_taken = False  # since the last tick
         self._is_called = False  # by the taker
         self._waiting: deque[RequestOutput] = deque()
@@ -227,9 +230,9 @@ class RequestStream:
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return None
-            self._may_take = self._taker is not None
+            self.is_diverted = self._taker is not None
             self._wait(left)
-            self._may_take = False
+            self.is_diverted = False
 
     def divert(self, taker: Callable[[RequestOutput], bool]) -> None:
         """Have outputs taken by a function while the reader waits; deliver() calls it.
@@ -246,7 +249,7 @@ class RequestStream:
     def deliver(self) -> None:
         """Give what was fed to the taker, or else to the reader."""
         taker, waiting = self._taker, self._waiting
-        if taker is None or not self._may_take:
+        if taker is None or not self.is_diverted:
             return
         while waiting and waiting[0].finish_reason is None:
             if not taker(waiting.popleft()):
@@ -256,7 +259,7 @@ class RequestStream:
             self._has_taken = True
             if not waiting:
                 return
-        self._may_take = False
+        self.is_diverted = False
         self._wakeup.set()
 
     def tick(self, now: float) -> None:
@@ -333,7 +336,7 @@ class RequestStream:
         self._waiting.append(output)
         if output.finish_reason is not None:
             self._unfinished -= 1
-        if self._may_take:
+        if self.is_diverted:
             return True
         self._wakeup.set()
         return False
