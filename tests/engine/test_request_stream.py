@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -176,6 +177,21 @@ def test_without_a_waiting_reader_nothing_is_taken(diverted: tuple[RequestStream
     stream.deliver()
     assert stream.get(0) == piece(0, 1)
     assert taker.taken == []
+
+
+def test_an_aborted_stream_lets_go_of_its_taker() -> None:
+    """Which refers to the stream: the cycle would keep a request's prompt until it is found."""
+    stream, taker = RequestStream(1, lambda _: None, lambda _, __: None), Taker()
+    stream.divert(taker)
+    reader = Reader(stream)
+    stream.feed(piece(0, 1))
+    stream.abort()
+    stream.deliver()
+    assert reader.result() == piece(0, 1)
+    assert taker.taken == []
+    gone = weakref.ref(taker)
+    del taker
+    assert gone() is None
 
 
 def test_what_is_taken_begins_the_wait_anew(

@@ -308,6 +308,7 @@ class RequestStream:
 
         A reader that waits in get() returns None.
         """
+        self._taker, self.is_diverted = None, False  # it usually refers to this stream
         if not self.is_ended:
             self._unfinished = 0
             self._wakeup.set()
