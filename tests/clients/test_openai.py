@@ -179,6 +179,51 @@ def test_responses_in_the_background(client: openai.OpenAI) -> None:
     assert client.responses.retrieve(long.id).status == "cancelled"
 
 
+def test_background_responses_are_streamed_and_resumed(client: openai.OpenAI) -> None:
+    begun = client.responses.create(
+        model="smollm2",
+        input="What is the capital of France?",
+        background=True,
+        stream=True,
+        temperature=0,
+    )
+    first = next(iter(begun))
+    assert (first.type, first.sequence_number) == ("response.created", 0)
+    assert first.response.status == "queued"
+    id_ = first.response.id
+    begun.close()  # the response is made all the same
+    rest = list(client.responses.retrieve(id_, stream=True, starting_after=0))
+    assert [each.sequence_number for each in rest] == list(range(1, len(rest) + 1))
+    assert [each.type for each in rest[:2]] == ["response.queued", "response.in_progress"]
+    assert rest[-1].type == "response.completed"
+    assert rest[-1].response.output_text == ANSWER
+    assert client.responses.retrieve(id_).output_text == ANSWER
+    again = list(client.responses.retrieve(id_, stream=True, starting_after=5))
+    assert again == rest[5:]
+    with client.responses.stream(response_id=id_, starting_after=0) as helper:
+        assert [each.type for each in helper][-1] == "response.completed"
+
+
+def test_cancelling_ends_a_background_stream(client: openai.OpenAI) -> None:
+    stream = client.responses.create(
+        model="smollm2",
+        input="Count to a thousand.",
+        background=True,
+        stream=True,
+        max_output_tokens=4000,
+    )
+    id_ = ""
+    for each in stream:
+        if each.type == "response.created":
+            id_ = each.response.id
+        elif each.type == "response.output_text.delta" and id_:
+            assert client.responses.cancel(id_).status == "cancelled"
+            id_ = ""
+    assert each.type == "response.cancelled"
+    assert each.response["status"] == "cancelled"  # of an event that the client has no class for
+    assert each.response["output"][0]["status"] == "incomplete"
+
+
 def test_responses_stream(client: openai.OpenAI) -> None:
     with client.responses.stream(
         model="smollm2", input="What is the capital of France?", temperature=0

@@ -9,7 +9,11 @@ import msgspec
 import pytest
 from app_under_test import Server
 
-from octavo.errors import QueueFullError
+from octavo.errors import InvalidRequestError, QueueFullError
+from octavo.model.detokenizer import TextDensity
+from octavo.server.schemas.chat import ChatRequest
+from octavo.server.schemas.completions import CompletionRequest
+from octavo.server.schemas.sizes import PromptRoom, check_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,6 +276,8 @@ class TestLargeBodies:
             {"prompt": [[1]] * 1024},
             {"prompt": "x", "stop": ["\U0001f600" * 64] * 16},
             {"prompt": "x", "bad_words": ["\U0001f600" * 64] * 128},
+            {"prompt": "word " * 100_000, "truncate_prompt_tokens": 5},
+            {"prompt": [5] * 200_000, "truncate_prompt_tokens": 5},
         ]
         for body in bodies:
             answer = server.complete(**body, max_tokens=1, user=fill)
@@ -290,6 +296,12 @@ class TestLargeBodies:
             ("prompt", ["x"] * 100_000),
             ("prompt", ["\\"] * 100_000),
             ("prompt", [[1]] * 100_000),
+            ("prompt", "x" * 300_000),
+            ("prompt", '"' * 300_000),
+            ("prompt", [1] * 200_000),
+            ("prompt", [-1] * 200_000),
+            ("prompt", [[1] * 200_000]),
+            ("prompt", [[1], [1] * 200_000]),
         ],
     )
     def test_what_is_not_is_refused(self, server: Server, field: str, value: object) -> None:
@@ -303,6 +315,74 @@ class TestLargeBodies:
     def test_what_is_no_json_is_told_as_always(self, server: Server, body: bytes) -> None:
         message = server.refusal("/v1/completions", body)["message"]
         assert "valid JSON" in message or "too deeply" in message
+
+
+class TestPromptRoom:
+    """Large prompts by their bytes: what may fit is never refused, what cannot is."""
+
+    ROOM = 300_000
+
+    def is_refused(self, prompt: object, density: TextDensity, **fields: object) -> bool:
+        body = msgspec.json.encode({"prompt": prompt, **fields})
+        try:
+            check_sizes(CompletionRequest, body, lambda: PromptRoom(self.ROOM, density))
+        except InvalidRequestError as error:
+            return (error.code, error.param) == ("context_length_exceeded", "prompt")
+        return False
+
+    @pytest.mark.parametrize(
+        ("unit", "size"), [("abc", 3), ("é€x", 6), ("\U0001f600", 4), ("x", 1), ("x\n", 2)]
+    )
+    def test_texts(self, unit: str, size: int) -> None:
+        fits = unit * self.ROOM
+        assert not self.is_refused(fits, TextDensity(size, b""))
+        assert self.is_refused(fits * 3, TextDensity(size, b""))
+        assert not self.is_refused(fits * 3, TextDensity(0, b""))
+        for truncated in (1, -1):
+            fields = {"truncate_prompt_tokens": truncated}
+            assert not self.is_refused(fits * 3, TextDensity(size, b""), **fields)
+        assert self.is_refused(fits * 3, TextDensity(size, b""), truncate_prompt_tokens=None)
+
+    def test_bytes_that_have_no_token_do_not_count(self) -> None:
+        text = "\U0001f600" * self.ROOM + "\x04" * self.ROOM + "\\u\\" * 10
+        for count in (1, 2):
+            density = TextDensity(count, "\U0001f600".encode()[count:])
+            assert not self.is_refused(text, density)
+            assert self.is_refused(text + "x" * (count * self.ROOM), density)
+
+    def test_token_ids(self) -> None:
+        unknown = TextDensity(0, b"")
+        for prompt in ([0] * self.ROOM, [[0] * self.ROOM] * 2, [[0]] * 1024):
+            assert not self.is_refused(prompt, unknown)
+        for prompt in ([0] * (self.ROOM + 1), [[0] * (self.ROOM + 1)] * 2):
+            assert self.is_refused(prompt, unknown)
+            assert not self.is_refused(prompt, unknown, truncate_prompt_tokens=-1)
+
+
+class TestManyTools:
+    def check(self, tools: object) -> bool:
+        body = msgspec.json.encode(chat_body(tools=tools))
+        try:
+            check_sizes(ChatRequest, body)
+        except InvalidRequestError as error:
+            return error.param != "tools"
+        return True
+
+    def test_far_too_many_are_refused_before_they_are_built(self) -> None:
+        assert not self.check(functions(100_000))
+        assert not self.check([{"a": "],}"}] * 50_000)
+        assert not self.check([1] * 500_000)
+
+    def test_large_ones_pass(self) -> None:
+        schema = {"enum": ["[{,}]" * 50] * 40, "é": {"type": ["a", 1, None, -1.5e3]}}
+        tools = functions(128)
+        for each in tools:
+            each["function"]["parameters"] = schema  # type: ignore[index]
+        assert self.check(tools)
+        assert self.check([{"a": "é" * 3000}] * 128)
+        assert self.check("x" * 300_000)  # of another kind: whoever builds it says so
+        assert self.check({"x": "y" * 300_000})
+        assert self.check([[[]] * 200_000])
 
 
 def test_a_full_queue_says_when_to_come_back(server: Server) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,9 +12,6 @@ from scripted_engine import say
 
 from octavo.errors import EngineFaultError
 from octavo.server.response_store import MAX_BYTES, MAX_RESPONSES, ResponseStore, StoredResponse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TOOLS = [{"type": "function", "name": "weather", "parameters": {"type": "object"}}]
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
@@ -176,7 +171,6 @@ class TestInput:
             ({"tools": [{"type": "function"}]}, "tools[0].name"),
             ({"tools": [{"type": "function", "name": "f", "parameters": 5}]},
              "tools[0].function.parameters"),
-            ({"background": True, "stream": True}, "stream"),
             ({"background": True, "store": False}, "store"),
             ({"max_output_tokens": 0}, "max_output_tokens"),
             ({"max_output_tokens": 10**9}, "max_output_tokens"),
@@ -310,91 +304,3 @@ class TestInputItems:
 
     def test_unknown(self, server: Server) -> None:
         self.items(server, "resp_0", status=404)
-
-
-class TestBackground:
-    @pytest.fixture
-    def server(self, server: Server) -> Iterator[Server]:
-        server.engine.gate = threading.Event()
-        yield server
-        server.engine.gate.set()
-
-    def begin(self, server: Server, **body: Any) -> str:
-        answer = ask(server, background=True, **body)
-        assert (answer["status"], answer["background"]) == ("queued", True)
-        assert answer["output"] == []
-        return str(answer["id"])
-
-    def get(self, server: Server, id_: str) -> dict[str, Any]:
-        result = server.client.simulate_get(f"/v1/responses/{id_}")
-        assert result.status_code == 200
-        return result.json
-
-    def wait(self, server: Server, id_: str, *statuses: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 20
-        while (answer := self.get(server, id_))["status"] not in statuses:
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.005)
-        return answer
-
-    def let_go(self, server: Server) -> None:
-        assert server.engine.gate is not None
-        server.engine.gate.set()
-
-    def test_is_polled_to_its_end(self, server: Server) -> None:
-        server.engine.script = say(f"<think>Hm.</think>Hi!{CALL}")
-        id_ = self.begin(server, tools=TOOLS)
-        assert self.get(server, id_)["status"] == "queued"
-        assert server.client.simulate_get(f"/v1/responses/{id_}/input_items").json["data"]
-        self.let_go(server)
-        answer = self.wait(server, id_, "completed")
-        kinds = [item["type"] for item in answer["output"]]
-        assert kinds == ["reasoning", "message", "function_call"]
-        assert answer["usage"]["output_tokens"] > 0
-        assert answer["background"] is True
-        followed = ask(server, input="b", previous_response_id=id_)
-        assert followed["status"] == "completed"
-        assert server.template.seen[1]["content"] == "Hi!"
-
-    def test_cancel(self, server: Server) -> None:
-        id_ = self.begin(server)
-        path = f"/v1/responses/{id_}"
-        first = server.client.simulate_post(f"{path}/cancel").json
-        assert first["status"] == "cancelled"
-        assert server.engine.last.aborted
-        assert self.wait(server, id_, "cancelled") == first
-        assert server.client.simulate_post(f"{path}/cancel").json == first
-        error = server.refusal("/v1/responses", {"input": "b", "previous_response_id": id_})
-        assert error["param"] == "previous_response_id"
-
-    def test_a_response_that_runs_cannot_be_continued(self, server: Server) -> None:
-        id_ = self.begin(server)
-        error = server.refusal("/v1/responses", {"input": "b", "previous_response_id": id_})
-        assert "not complete" in error["message"]
-
-    def test_delete_stops_it(self, server: Server) -> None:
-        id_ = self.begin(server)
-        assert server.client.simulate_delete(f"/v1/responses/{id_}").json["deleted"] is True
-        assert server.engine.last.aborted
-        assert server.client.simulate_get(f"/v1/responses/{id_}").status_code == 404
-
-    def test_a_fault_is_told(self, server: Server) -> None:
-        server.engine.fail_at, server.engine.failure = 1, EngineFaultError("The engine failed.")
-        id_ = self.begin(server)
-        self.let_go(server)
-        answer = self.wait(server, id_, "failed")
-        assert answer["error"] == {"code": "engine_error", "message": "The engine failed."}
-
-    def test_one_that_was_waited_for_cannot_be_cancelled(self, server: Server) -> None:
-        self.let_go(server)
-        server.engine.script = say("Hi!")
-        id_ = ask(server)["id"]
-        assert server.client.simulate_post(f"/v1/responses/{id_}/cancel").status_code == 400
-
-    def test_their_number_is_bounded(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("octavo.server.response_store.MAX_RUNNING", 2)
-        ids = [self.begin(server) for _ in range(2)]
-        body = {"input": "hi", "background": True}
-        assert server.refusal("/v1/responses", body, status=429)["code"] == "queue_full"
-        server.client.simulate_delete(f"/v1/responses/{ids[0]}")
-        self.begin(server)

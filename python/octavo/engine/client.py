@@ -117,7 +117,7 @@ def card_of(module: LoraModule) -> AdapterCard:
     return AdapterCard(module.name, Path(module.path).name, module.base_model_name)
 
 
-class RequestOutput(msgspec.Struct):
+class RequestOutput(msgspec.Struct, gc=False):  # made once a token
     """Tokens of one sequence since its last RequestOutput.
 
     Attributes:
@@ -149,8 +149,9 @@ class RequestOutput(msgspec.Struct):
     def extend(self, later: RequestOutput) -> None:
         """Append what the same sequence produced later."""
         self.token_ids += later.token_ids
-        self.logprobs += later.logprobs
-        self.prompt_logprobs += later.prompt_logprobs
+        if later.logprobs or later.prompt_logprobs:
+            self.logprobs = self.logprobs + later.logprobs
+            self.prompt_logprobs = self.prompt_logprobs + later.prompt_logprobs
         self.finish_reason = later.finish_reason
         self.stop_token_id = later.stop_token_id
         self.num_cached_tokens = later.num_cached_tokens
@@ -167,11 +168,17 @@ class RequestStream:
     sequence's own max_tokens bounds its size. There is no lock: deque operations are atomic, and
     the flags are written before the reader is woken.
 
+    Waking a reader costs more than most of what it does with an output. So a reader may leave that
+    to a function, its taker, which the feeder calls while the reader waits; see divert().
+
     Args:
         num_sequences: Each of them ends with a finish reason.
         abort: Stops the request in the engine.
         abort_sequence: Stops one of its sequences there.
         is_ticked: Somebody calls tick().
+
+    Attributes:
+        is_diverted: The reader waits, has a taker, and nothing has been done that wakes it.
     """
 
     def __init__(
@@ -187,6 +194,11 @@ class RequestStream:
         self._abort_sequence = abort_sequence
         self._is_ticked = is_ticked
         self._deadline = math.inf  # of the wait that tick() is to end
+        self._patience = math.inf  # of that wait
+        self._taker: Callable[[RequestOutput], bool] | None = None
+        self.is_diverted = False
+        self._has_taken = False  # since the last tick
+        self._is_called = False  # by the taker
         self._waiting: deque[RequestOutput] = deque()
         self._max_waiting = 2 * num_sequences
         self._error: RequestError | None = None
@@ -194,6 +206,8 @@ class RequestStream:
 
     def get(self, timeout: float | None = None) -> RequestOutput | None:
         """Wait for the next output; None after `timeout` seconds, or once nothing more will come.
+
+        Where a taker called for the reader, None comes at once.
 
         Raises:
             RequestError: The request was refused or the engine failed; every output that came
@@ -210,10 +224,43 @@ class RequestStream:
                     if self._error is not None:
                         raise self._error from None
                     return None
+            if self._is_called:
+                self._is_called = False
+                return None
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return None
+            self.is_diverted = self._taker is not None
             self._wait(left)
+            self.is_diverted = False
+
+    def divert(self, taker: Callable[[RequestOutput], bool]) -> None:
+        """Have outputs taken by a function while the reader waits; deliver() calls it.
+
+        Only where reader and feeder take turns, as greenlets of one thread do. A sequence's last
+        output is always the reader's. The wait's time begins anew with what is taken.
+
+        Args:
+            taker: Takes an output and returns whether the reader may go on waiting. It must not
+                block or raise.
+        """
+        self._taker = taker
+
+    def deliver(self) -> None:
+        """Give what was fed to the taker, or else to the reader."""
+        taker, waiting = self._taker, self._waiting
+        if taker is None or not self.is_diverted:
+            return
+        while waiting and waiting[0].finish_reason is None:
+            if not taker(waiting.popleft()):
+                self._is_called = True
+                break
+        else:
+            self._has_taken = True
+            if not waiting:
+                return
+        self.is_diverted = False
+        self._wakeup.set()
 
     def tick(self, now: float) -> None:
         """End a long wait whose time is over.
@@ -221,13 +268,20 @@ class RequestStream:
         A timer for each wait would cost more than the rest of get(): a stream with is_ticked leaves
         waits of LONG_WAIT_S and more to somebody who calls this every TICK_S.
         """
-        if now >= self._deadline:
+        if now < self._deadline:
+            return
+        if self._has_taken:
+            self._has_taken = False
+            self._deadline = now + self._patience
+        else:
             self._wakeup.set()
 
     def _wait(self, seconds: float) -> None:
         if seconds == math.inf:
             self._wakeup.wait()
         elif self._is_ticked and seconds >= LONG_WAIT_S:
+            self._has_taken = False
+            self._patience = seconds
             self._deadline = time.monotonic() + seconds
             self._wakeup.wait()
             self._deadline = math.inf
@@ -254,6 +308,7 @@ class RequestStream:
 
         A reader that waits in get() returns None.
         """
+        self._taker, self.is_diverted = None, False  # it usually refers to this stream
         if not self.is_ended:
             self._unfinished = 0
             self._wakeup.set()
@@ -275,14 +330,17 @@ class RequestStream:
     ) -> None:
         self.abort()
 
-    def feed(self, output: RequestOutput) -> None:
-        """Hand an output to the reader."""
+    def feed(self, output: RequestOutput) -> bool:
+        """Hand an output to the reader; True where it is left to deliver()."""
         if self._waiting:
             output = self._merged(output)
         self._waiting.append(output)
         if output.finish_reason is not None:
             self._unfinished -= 1
+        if self.is_diverted:
+            return True
         self._wakeup.set()
+        return False
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error; the first one counts."""

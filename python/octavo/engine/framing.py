@@ -41,7 +41,7 @@ def send_now(connection: socket.socket, frame: bytes) -> int:
         return 0
 
 
-def decode(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def decode(frame: memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:
     """The message of a frame's body.
 
     Raises:
@@ -59,22 +59,24 @@ class FrameBuffer:
     def __init__(self) -> None:
         self._data = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The bodies of the frames that `data` completes.
+    def feed(self, data: bytes | memoryview) -> list[memoryview]:
+        """The bodies of the frames that `data` completes; good until it is changed.
 
         Raises:
             FrameError: A frame announces more than MAX_FRAME_BYTES.
         """
-        self._data += data
-        frames = []
+        if self._data:
+            self._data += data
+        view, frames = memoryview(self._data or data), []
         start = 0
-        while (body := start + LENGTH.size) <= len(self._data):
-            (size,) = LENGTH.unpack_from(self._data, start)
+        while (body := start + LENGTH.size) <= len(view):
+            (size,) = LENGTH.unpack_from(view, start)
             if size > MAX_FRAME_BYTES:
                 raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
-            if body + size > len(self._data):
+            if body + size > len(view):
                 break
-            frames.append(bytes(memoryview(self._data)[body : body + size]))
+            frames.append(view[body : body + size])
             start = body + size
-        del self._data[:start]
+        if start or not self._data:
+            self._data = bytearray(view[start:])
         return frames

@@ -21,11 +21,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo import errors
-from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
+from octavo.engine.client import (
+    TICK_S,
+    ModelInfo,
+    RequestOutput,
+    RequestStream,
+    engine_gone,
+)
+from octavo.engine.columns import Columns, Live
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode, send_now
 from octavo.engine.protocol import (
-    FINISH_REASONS,
-    LOGPROB,
     RECORD,
     Abort,
     AbortSequence,
@@ -50,7 +55,7 @@ from octavo.engine.sleep import Sleeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from octavo.engine.client import AdapterCard, EngineState, Logprob
+    from octavo.engine.client import AdapterCard, EngineState
     from octavo.engine.status_page import StatusPage
     from octavo.sampling_params import SamplingParams
 
@@ -60,6 +65,7 @@ _FULL_S = 0.1  # how long a full queue is taken to be full still, if no outputs 
 _RECEIVE_BYTES = 256 << 10
 _BEHIND_BYTES = 32 << 10  # of many steps: what came of them is better taken together anyway
 _BREATH_S = 0.001
+_TURN = 64  # streams that are served before new requests get a look-in
 _MAX_OUTBOX_BYTES = 256 << 20
 _REFUSALS = {
     kind.__name__: kind
@@ -70,18 +76,6 @@ _REFUSALS = {
         errors.NotReadyError,
     )
 }
-
-
-class _Live:
-    """A request that the engine knows."""
-
-    __slots__ = ("logprobs", "prompt_logprobs", "stopped", "stream")
-
-    def __init__(self, stream: RequestStream, sampling: SamplingParams) -> None:
-        self.stream = stream
-        self.logprobs = 1 + (sampling.logprobs or 0)
-        self.prompt_logprobs = 1 + (sampling.prompt_logprobs or 0)
-        self.stopped: set[int] = set()  # sequences that were aborted from here
 
 
 class SocketEngineClient:
@@ -98,7 +92,7 @@ class SocketEngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
         self._ids = itertools.count(1)
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._id_of: dict[RequestStream, int] = {}
         self._answers: dict[int, _Answer] = {}
         self._adapters: Mapping[str, AdapterCard] = {}
@@ -108,6 +102,7 @@ class SocketEngineClient:
         self._is_writing = False  # the writer sends what it took from the outbox
         self._outbox_filled = threading.Event()
         self._lock = threading.Lock()  # of _live, _id_of, _outbox, _info; never held over a wait
+        self._fed: dict[RequestStream, None] = {}  # those that wait for deliver()
         self._full_until = 0.0
         self._is_closed = False
         self._socket: socket.socket | None = None
@@ -160,7 +155,7 @@ class SocketEngineClient:
         message = Submit(request_id, prompt_token_ids, sampling, priority, cache_salt, adapter)
         frame = self._frame(message)
         with self._lock:
-            self._live[request_id] = _Live(stream, sampling)
+            self._live[request_id] = Live(stream, sampling)
             self._id_of[stream] = request_id
             self._put(frame)
         return stream
@@ -331,12 +326,21 @@ class SocketEngineClient:
     def _serve(self, connection: socket.socket) -> None:
         """Receive until the engine goes away."""
         self._socket = connection
-        buffer = FrameBuffer()
-        while data := connection.recv(_RECEIVE_BYTES):
-            for frame in buffer.feed(data):
+        buffer, received = FrameBuffer(), memoryview(bytearray(_RECEIVE_BYTES))
+        while size := connection.recv_into(received):
+            for frame in buffer.feed(received[:size]):
                 self._dispatch(decode(frame, self._decoder))
+            self._deliver()
             # recv() gives way only where it waits, and a busy engine has always sent more.
-            time.sleep(_BREATH_S if len(data) >= _BEHIND_BYTES else 0)
+            time.sleep(_BREATH_S if size >= _BEHIND_BYTES else 0)
+
+    def _deliver(self) -> None:
+        """Let the streams send what all frames brought that had come: of each, all in one."""
+        fed, self._fed = self._fed, {}
+        for count, stream in enumerate(fed, start=1):
+            stream.deliver()
+            if count % _TURN == 0:
+                time.sleep(0)
 
     def _dispatch(self, message: ToWorker) -> None:
         if isinstance(message, Outputs):
@@ -370,7 +374,7 @@ class SocketEngineClient:
     def _feed(self, outputs: Outputs) -> None:
         """Hand each record to its stream. The hottest loop of a worker: once a token."""
         self._full_until = time.monotonic() + _FULL_S if outputs.is_full else 0.0
-        columns = _Columns(outputs)
+        columns = Columns(outputs)
         live_of = self._live.get
         for record in RECORD.iter_unpack(outputs.records):
             live = live_of(record[0] & _LOCAL_ID)
@@ -378,12 +382,13 @@ class SocketEngineClient:
             if live is None:
                 continue  # aborted here while this record was on its way
             if output.finish_reason is None:
-                live.stream.feed(output)
+                if live.stream.feed(output):
+                    self._fed[live.stream] = None
             else:
                 self._finish(record[0] & _LOCAL_ID, live, output, outputs.errors.get(record[0]))
 
     def _finish(
-        self, request_id: int, live: _Live, output: RequestOutput, message: str | None
+        self, request_id: int, live: Live, output: RequestOutput, message: str | None
     ) -> None:
         """Feed the last output of a sequence."""
         if output.finish_reason == "error":
@@ -392,7 +397,8 @@ class SocketEngineClient:
         elif output.finish_reason == "abort" and output.sequence_index not in live.stopped:
             self._fail(request_id, self._why_aborted())  # not by this client
         else:
-            live.stream.feed(output)
+            if live.stream.feed(output):
+                self._fed[live.stream] = None
             if live.stream.is_ended:
                 self._forget(request_id)
 
@@ -405,7 +411,7 @@ class SocketEngineClient:
         if live := self._forget(request_id):
             live.stream.fail(error)
 
-    def _forget(self, request_id: int) -> _Live | None:
+    def _forget(self, request_id: int) -> Live | None:
         with self._lock:
             live = self._live.pop(request_id, None)
             if live is not None:
@@ -436,58 +442,6 @@ class _Answer:
         self.values: dict[str, float] = {}
         self.error: errors.RequestError | None = None
         self.arrived = threading.Event()
-
-
-class _Columns:
-    """The columns of an Outputs frame, cut record by record."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self._tokens = array.array("i", outputs.token_ids).tolist()
-        self._logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.logprobs))
-        self._prompt_logprobs: list[Logprob] = list(LOGPROB.iter_unpack(outputs.prompt_logprobs))
-        self._floats = array.array("f", outputs.pooled)
-        self._token = self._logprob = self._prompt_logprob = self._pooled = 0
-
-    def take(self, record: tuple[int, ...], live: _Live | None) -> RequestOutput:
-        """The output of the next record."""
-        (
-            _, index, num_tokens, num_prompt, num_cached, stop_id, num_lp, num_plp, queue_us,
-            num_pooled, reason,
-        ) = record  # fmt: skip
-        start = self._token
-        self._token = start + num_tokens
-        output = RequestOutput(
-            index,
-            self._tokens[start : self._token],
-            finish_reason=FINISH_REASONS[reason],
-            stop_token_id=stop_id if stop_id >= 0 else None,
-            num_prompt_tokens=num_prompt,
-            num_cached_tokens=num_cached,
-            queue_time_us=queue_us,
-        )
-        if num_pooled:
-            begin = self._pooled
-            self._pooled = begin + num_pooled
-            output.pooled = self._floats[begin : self._pooled]
-        if num_lp or num_plp:
-            self._take_logprobs(output, num_lp, num_plp, live)
-        return output
-
-    def _take_logprobs(
-        self, output: RequestOutput, num: int, num_prompt: int, live: _Live | None
-    ) -> None:
-        start, self._logprob = self._logprob, self._logprob + num
-        prompt_start, self._prompt_logprob = self._prompt_logprob, self._prompt_logprob + num_prompt
-        if live is None:
-            return
-        output.logprobs = _groups(self._logprobs[start : self._logprob], live.logprobs)
-        entries = self._prompt_logprobs[prompt_start : self._prompt_logprob]
-        output.prompt_logprobs = _groups(entries, live.prompt_logprobs)
-
-
-def _groups(entries: list[Logprob], size: int) -> list[list[Logprob]]:
-    """Entries of one token each."""
-    return [entries[i : i + size] for i in range(0, len(entries), size)]
 
 
 def _int32(token_ids: list[int]) -> bytes:

@@ -11,7 +11,8 @@ recommends; the text is the same however the tokens were grouped into calls.
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Protocol
+import functools
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -42,10 +43,30 @@ class TokenBytes:
         self.tokenizer = tokenizer
         kind = _decoder_kind(tokenizer)
         self.per_token = kind is not None
+        self._is_byte_level = kind == "byte-level"
         self.strips_leading_space = kind == "sentencepiece-strip"
         to_bytes = _byte_level_token if kind == "byte-level" else _sentencepiece_token
         self._shown = _ByteTable(tokenizer, to_bytes)
         self._spoken = _ByteTable(tokenizer, to_bytes, hidden=self.special_ids)
+
+    @functools.cached_property
+    def density(self) -> TextDensity:
+        """How few tokens a text can have."""
+        tokenizer = self.tokenizer
+        added = list(tokenizer.get_added_tokens_decoder().values())
+        vocabulary = tokenizer.get_vocab()
+        is_bounded = (
+            self._is_byte_level
+            and _state(tokenizer.normalizer) in _NORMALIZERS
+            and not any(token.lstrip or token.rstrip for token in added)
+            and b'"Removed"' not in _state(tokenizer.pre_tokenizer)
+        )
+        if not is_bounded:
+            return TextDensity(0, b"")
+        longest = max(map(len, vocabulary))  # a character for a byte, but in added tokens
+        longest = max(longest, *(len(token.content.encode()) for token in added), 1)
+        dropped = bytes(byte for character, byte in _BYTE_OF.items() if character not in vocabulary)
+        return TextDensity(longest * _NORMALIZERS[_state(tokenizer.normalizer)], dropped)
 
     def of(self, token_id: int) -> bytes:
         """Bytes of one token by itself, special tokens included; empty for an unknown id."""
@@ -63,6 +84,19 @@ class TokenBytes:
             self, DetokenizerOptions(skip_special_tokens=skip_special_tokens, at_start=True)
         )
         return detokenizer.feed(token_ids)[0] + detokenizer.flush()
+
+
+class TextDensity(msgspec.Struct, frozen=True):
+    """A text has at least as many tokens as its bytes, without the dropped ones, divided by this.
+
+    Attributes:
+        bytes_per_token: At most; 0 where nothing is known, because a step from text to tokens can
+            leave anything out.
+        dropped: Values of bytes that have no token.
+    """
+
+    bytes_per_token: int
+    dropped: bytes
 
 
 class DetokenizerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +123,7 @@ class Detokenizer:
     Attributes:
         num_tokens: Tokens taken so far; none after the one that completed a stop string.
         stop_string: The stop string that ended the text, or None.
+        is_plain: Every token becomes text, up to the last feed().
     """
 
     def __init__(self, token_bytes: TokenBytes, options: DetokenizerOptions) -> None:
@@ -98,6 +133,12 @@ class Detokenizer:
         self._matcher = StopMatcher(options.stop) if options.stop else None
         self.num_tokens = 0
         self.stop_string: str | None = None
+        self.is_plain = not options.stop
+
+    def feed_plain(self, token_ids: Sequence[int]) -> str:
+        """feed() where no token is a stop id. Requires: is_plain."""
+        self.num_tokens += len(token_ids)
+        return self._stream.feed(token_ids)
 
     def feed(self, token_ids: Sequence[int], stop_token_id: int = -1) -> tuple[str, bool]:
         """Take the next tokens.
@@ -114,8 +155,9 @@ class Detokenizer:
         if self.stop_string is not None:
             return "", True
         if self._matcher is None:
+            voiced = self._voiced(token_ids, stop_token_id)
             self.num_tokens += len(token_ids)
-            return self._stream.feed(self._voiced(token_ids, stop_token_id)), False
+            return self._stream.feed(voiced), False
         return self._feed_searching(self._matcher, token_ids, stop_token_id)
 
     def flush(self) -> str:
@@ -244,6 +286,11 @@ class _ByteTable(dict[int, bytes]):
         return data
 
 
+def _state(part: Any) -> bytes:
+    """A part of a tokenizer as JSON."""
+    return b"" if part is None else bytes(part.__getstate__())
+
+
 class _ToBytes(Protocol):
     def __call__(self, token: str, /) -> bytes: ...
 
@@ -287,6 +334,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_level_alphabet()
+_NORMALIZERS = {b"": 1, b'{"type":"NFC"}': 3}  # bytes of text that may become one
 
 
 def _byte_level_token(token: str) -> bytes:

@@ -26,11 +26,11 @@ from octavo.server.schemas.chat import (
     ToolCall,
     ToolCallDelta,
 )
-from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
+from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, error_events, event
 from octavo.server.streaming import stream_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import falcon
 
@@ -64,7 +64,7 @@ class ChatResource:
         run = ChatRun(self._context, request, req.context.started)
         answer = _Answer(run)
         if request.stream:
-            stream_generation(req, resp, run.generation, answer.events)
+            stream_generation(req, resp, run.generation, answer)
             return
         with run.generation as generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
@@ -73,12 +73,16 @@ class ChatResource:
 class _Answer:
     """Makes the response, or its chunks, of a chat."""
 
+    keep_alive = KEEP_ALIVE
+    fault = staticmethod(error_events)
+
     def __init__(self, run: ChatRun) -> None:
         self._run = run
         self._request = run.request
         self._generation = run.generation
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._plain = self._plain_events()
 
     def whole(self) -> ChatResponse:
         """Wait for every choice."""
@@ -100,38 +104,39 @@ class _Answer:
             response.prompt_token_ids = generation.prompts[0].token_ids
         return response
 
-    def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
-        """The chunks of a stream."""
-        yield from self._openings()
-        plain = self._plain_events()
-        for piece in pieces:
-            if piece is None:
-                yield KEEP_ALIVE
-                continue
-            parts = self._run.parts(piece)
-            if plain and parts.is_only_content and piece.finish_reason is None:
-                yield plain[piece.choice].event(parts.content)
-            elif parts or piece.finish_reason or piece.logprobs or self._request.return_token_ids:
-                yield event(self._chunk([self._chunk_choice(piece, parts)]))
-        if self._request.includes_usage:
-            last = self._chunk([])
-            last.usage = self._generation.usage()
-            yield event(last)
-        yield DONE
-
-    def _openings(self) -> Iterator[bytes]:
+    def opening(self) -> bytes:
         """The first chunk of each choice has the role."""
-        for index in range(self._generation.n):
-            delta = Delta(role=self._run.role, content=self._run.echo)
-            chunk = self._chunk([ChunkChoice(index=index, delta=delta)])
-            if self._request.return_token_ids:
-                chunk.prompt_token_ids = self._generation.prompts[0].token_ids
-            yield event(chunk)
+        return b"".join(map(self._opening, range(self._generation.n)))
+
+    def take(self, piece: Piece) -> bytes:
+        """The chunk of a piece."""
+        parts = self._run.parts(piece)
+        if self._plain and piece.finish_reason is None and parts.is_only_content:
+            return self._plain[piece.choice].event(parts.content)
+        if parts or piece.finish_reason or piece.logprobs or self._request.return_token_ids:
+            return event(self._chunk([self._chunk_choice(piece, parts)]))
+        return b""
+
+    def closing(self) -> bytes:
+        """The last chunks."""
+        if not self._request.includes_usage:
+            return DONE
+        last = self._chunk([])
+        last.usage = self._generation.usage()
+        return event(last) + DONE
+
+    def _opening(self, index: int) -> bytes:
+        delta = Delta(role=self._run.role, content=self._run.echo)
+        chunk = self._chunk([ChunkChoice(index=index, delta=delta)])
+        if self._request.return_token_ids:
+            chunk.prompt_token_ids = self._generation.prompts[0].token_ids
+        return event(chunk)
 
     def _plain_events(self) -> list[TextEvents]:
         """For chunks that carry nothing but text; empty where every chunk carries more."""
         request = self._request
-        if request.logprobs or request.return_token_ids or request.includes_usage_always:
+        is_plain = not request.logprobs and not request.return_token_ids
+        if not (request.stream and is_plain) or request.includes_usage_always:
             return []
         choices = (
             ChunkChoice(index=index, delta=Delta(content=_MARK))

@@ -19,13 +19,13 @@ from octavo.server.schemas.completions import (
     CompletionRequest,
     CompletionResponse,
 )
-from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, event
+from octavo.server.sse import DONE, KEEP_ALIVE, TextEvents, error_events, event
 from octavo.server.streaming import stream_generation
 from octavo.server.structured import answer_grammar, checked
 from octavo.server.work import Route, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import falcon
 
@@ -57,7 +57,7 @@ class CompletionsResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Continue one or several prompts, n times each."""
         context = self._context
-        request = context.read(req, _DECODER)
+        request = context.read(req, _DECODER, fits_context=True)
         request.check()
         name = context.check_model(request.model)
         model = context.model()
@@ -68,7 +68,7 @@ class CompletionsResource:
         generation = Generation(context, token_bytes, work, req.context.started)
         answer = _Answer(request, name, token_bytes, generation)
         if request.stream:
-            stream_generation(req, resp, generation, answer.events)
+            stream_generation(req, resp, generation, answer)
             return
         with generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
@@ -93,6 +93,9 @@ def _route(request: CompletionRequest, adapter: str) -> Route:
 class _Answer:
     """Makes the response, or its chunks, of a generation."""
 
+    keep_alive = KEEP_ALIVE
+    fault = staticmethod(error_events)
+
     def __init__(
         self,
         request: CompletionRequest,
@@ -112,6 +115,7 @@ class _Answer:
             for _ in range(len(generation.prompts) * generation.n)
         ]
         self._has_begun = [False] * len(self._columns)
+        self._plain = self._plain_events()
 
     def whole(self) -> CompletionResponse:
         """Wait for every choice."""
@@ -128,27 +132,31 @@ class _Answer:
             choice.text = "".join(texts[index])
         return self._response([choices[index] for index in sorted(choices)], usage=True)
 
-    def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
-        """The chunks of a stream."""
-        always = self._request.includes_usage_always
-        plain = self._plain_events()
-        for piece in pieces:
-            if piece is None:
-                yield KEEP_ALIVE
-                continue
-            if plain and piece.text and not piece.finish_reason and self._has_begun[piece.choice]:
-                yield plain[piece.choice].event(piece.text)
-                continue
-            choice = self._choice(piece)
-            if choice.text or choice.finish_reason or choice.logprobs or choice.token_ids:
-                yield event(self._response([choice], usage=always))
-        if self._request.includes_usage:
-            yield event(self._response([], usage=True))
-        yield DONE
+    def opening(self) -> bytes:
+        """See octavo.server.streaming.Answer: nothing is said before the first piece."""
+        return b""
+
+    def take(self, piece: Piece) -> bytes:
+        """The chunk of a piece."""
+        index = piece.choice
+        if self._plain and piece.finish_reason is None and self._has_begun[index]:
+            return self._plain[index].event(piece.text) if piece.text else b""
+        choice = self._choice(piece)
+        if not (choice.text or choice.finish_reason or choice.logprobs or choice.token_ids):
+            return b""
+        return event(self._response([choice], usage=self._request.includes_usage_always))
+
+    def closing(self) -> bytes:
+        """The last chunks."""
+        if not self._request.includes_usage:
+            return DONE
+        return event(self._response([], usage=True)) + DONE
 
     def _plain_events(self) -> list[TextEvents]:
         """For chunks that carry nothing but text; empty where every chunk carries more."""
         request = self._request
+        if not request.stream:
+            return []
         is_plain = request.logprobs is None and not request.return_token_ids
         if not is_plain or request.includes_usage_always or request.max_tokens == 0:
             return []

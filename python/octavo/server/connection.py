@@ -59,6 +59,22 @@ class Connection(gevent_socket):  # type: ignore[misc]
         if sent < len(view):
             super().sendall(view[sent:], flags)
 
+    def push(self, data: bytes) -> bool:
+        """Send without waiting; False where flush() has to send a rest, or fails as the send did.
+
+        Requires: whoever else sends has sent all it has.
+        """
+        if self._held:
+            data, self._held = self._held + data, b""
+        try:
+            sent = self._sock.send(data)
+        except OSError:  # full, or broken: flush() finds out which
+            sent = 0
+        if sent == len(data):
+            return True
+        self._held = data[sent:]
+        return False
+
 
 class Listener(StreamServer):  # type: ignore[misc]
     """Accepts Connections."""

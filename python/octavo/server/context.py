@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from octavo.engine.client import card_of
 from octavo.errors import NotReadyError, UnknownModelError
+from octavo.server.offload import offload
 from octavo.server.request_body import read_body
 from octavo.server.schemas.decode import decode
+from octavo.server.schemas.sizes import PromptRoom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,14 +53,27 @@ class ServerContext:
     tracing: Tracing | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
-    def read(self, req: falcon.Request, decoder: msgspec.json.Decoder[T]) -> T:
+    def read(
+        self, req: falcon.Request, decoder: msgspec.json.Decoder[T], *, fits_context: bool = False
+    ) -> T:
         """The request's body.
+
+        Args:
+            req: The request.
+            decoder: Of its body.
+            fits_context: A `prompt` that the context cannot hold is refused before it is built.
 
         Raises:
             RequestError: Not JSON, too large, or not as the schema asks.
         """
         deadline_s = 2 * self.config.client_timeout
-        return decode(decoder, read_body(req, self.config.max_body_bytes, deadline_s))
+        body = read_body(req, self.config.max_body_bytes, deadline_s)
+        return decode(decoder, body, self._prompt_room if fits_context else None)
+
+    def _prompt_room(self) -> PromptRoom:
+        token_bytes = self.model().tokenizer.token_bytes
+        density = offload(getattr, token_bytes, "density")  # looks at the whole vocabulary once
+        return PromptRoom(self.model_info().max_model_len, density)
 
     def model_info(self) -> ModelInfo:
         """Facts of the engine's model.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from octavo.engine.client import Logprob
 from octavo.errors import OctavoError
 from octavo.model.detokenizer import Detokenizer, DetokenizerOptions
 from octavo.server.disconnect import watch
@@ -15,9 +17,9 @@ from octavo.server.request_report import REPORT, RequestReport
 from octavo.server.schemas.shared import PromptTokensDetails, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from octavo.engine.client import EngineClient, Logprob, RequestOutput, RequestStream
+    from octavo.engine.client import EngineClient, RequestOutput, RequestStream
     from octavo.model.detokenizer import TokenBytes
     from octavo.sampling_params import SamplingParams
     from octavo.server.context import ServerContext
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
     from octavo.server.work import Work
 
 
-@dataclass(slots=True, kw_only=True)
-class Piece:
+class Piece(msgspec.Struct, gc=False):  # made once a token
     """What one engine output adds to one choice.
 
     Attributes:
@@ -108,9 +109,14 @@ class Generation:
             if item is None:
                 return None
             index, output = item
-            piece = self._take(index, output)
+            piece = self.take(output, index)
             if piece is not None:
                 return piece
+
+    def divert(self, taker: Callable[[RequestOutput], bool]) -> None:
+        """Where there is one prompt: RequestStream.divert(). The taker makes pieces with take()."""
+        if len(self._streams) == 1:
+            self._streams[0].divert(taker)
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces until every choice has finished."""
@@ -171,7 +177,8 @@ class Generation:
         for choice in self._choices:
             choice.give_up(reason)
 
-    def _take(self, index: int, output: RequestOutput) -> Piece | None:
+    def take(self, output: RequestOutput, index: int = 0) -> Piece | None:
+        """The piece that an output of a prompt makes, if it makes one. Never blocks."""
         self._cached_tokens[index] = max(self._cached_tokens[index], output.num_cached_tokens)
         if output.token_ids and not self._has_begun[index]:
             self._has_begun[index] = True
@@ -231,6 +238,10 @@ class _Choice:
     def take(self, number: int, output: RequestOutput) -> Piece:
         """Turn an output of the engine into a piece."""
         detokenizer = self._detokenizer
+        if output.finish_reason is None and detokenizer.is_plain:
+            self._timer.tokens(len(output.token_ids), self._prompt_tokens)
+            text = detokenizer.feed_plain(output.token_ids)
+            return Piece(number, text, output.token_ids, output.logprobs)
         before = detokenizer.num_tokens
         stop_token_id = -1 if output.stop_token_id is None else output.stop_token_id
         text, stopped = detokenizer.feed(output.token_ids, stop_token_id)
@@ -244,12 +255,12 @@ class _Choice:
         if stopped or reason is not None:
             self._finish("stop" if stopped else reason or "abort")
         return Piece(
-            choice=number,
-            text=text,
-            token_ids=output.token_ids[:taken],
-            logprobs=output.logprobs[:taken],
-            finish_reason="stop" if stopped else reason,
-            stop_reason=detokenizer.stop_string if stopped else self._stop_id(output),
+            number,
+            text,
+            output.token_ids[:taken],
+            output.logprobs[:taken],
+            "stop" if stopped else reason,
+            detokenizer.stop_string if stopped else self._stop_id(output),
         )
 
     def give_up(self, reason: str) -> None:

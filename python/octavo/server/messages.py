@@ -82,7 +82,7 @@ class MessagesResource:
             run = ChatRun(self._context, chat_request(request), req.context.started)
         answer = _Answer(run)
         if request.stream:
-            stream_generation(req, resp, run.generation, answer.events, _last_words)
+            stream_generation(req, resp, run.generation, answer)
             return
         with run.generation as generation, generation.attended(req.env):
             resp.data = msgspec.json.encode(answer.whole())
@@ -118,6 +118,8 @@ class CountTokensResource:
 class _Answer:
     """Makes the message, or its events, of a chat. Both come from one walk over the parts."""
 
+    keep_alive = named_event("ping", {"type": "ping"})
+
     def __init__(self, run: ChatRun) -> None:
         self._run = run
         self._texts: list[str] = []  # of the last block
@@ -127,26 +129,31 @@ class _Answer:
     def whole(self) -> Message:
         """Wait for the answer."""
         for piece in self._run.generation:
-            for _ in self._take(piece):
-                pass
+            self.take(piece)
         self._count()
         return self._message
 
-    def events(self, pieces: Iterator[Piece | None]) -> Iterator[bytes]:
-        """The events of a stream."""
+    def opening(self) -> bytes:
+        """The first event has the message without its content."""
         self._count()
         self._message.usage.output_tokens = 0
-        yield _event("message_start", message=self._message)
-        for piece in pieces:
-            if piece is None:
-                yield _event("ping")
-            else:
-                yield from self._take(piece)
+        return _event("message_start", message=self._message)
+
+    def take(self, piece: Piece) -> bytes:
+        """The events of a piece."""
+        return b"".join(self._take(piece))
+
+    def closing(self) -> bytes:
+        """The last events."""
         self._count()
         message = self._message
         delta = {"stop_reason": message.stop_reason, "stop_sequence": message.stop_sequence}
-        yield _event("message_delta", delta=delta, usage=message.usage)
-        yield _event("message_stop")
+        last = _event("message_delta", delta=delta, usage=message.usage)
+        return last + _event("message_stop")
+
+    def fault(self, error: RequestError) -> bytes:
+        """The last event of a stream that fails."""
+        return named_event("error", message_error_body(error))
 
     def _take(self, piece: Piece) -> Iterator[bytes]:
         yield from self._write(self._run.parts(piece))
@@ -222,11 +229,6 @@ class _Answer:
 
 def _event(kind: str, **fields: Any) -> bytes:
     return named_event(kind, {"type": kind, **fields})
-
-
-def _last_words(error: RequestError) -> bytes:
-    """The last event of a stream that fails."""
-    return named_event("error", message_error_body(error))
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.server.offload import offload
 from octavo.server.schemas.sampling import check_token_ids
-from octavo.server.schemas.sizes import MAX_PROMPTS
+from octavo.server.schemas.sizes import MAX_PROMPTS, prompt_too_long
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,12 +155,12 @@ def _fit(token_ids: list[int], limits: PromptLimits) -> list[int]:
 
 
 def _too_long(num_tokens: int, limits: PromptLimits) -> InvalidRequestError:
-    context = f"This model's context is {limits.max_model_len} tokens"
     if num_tokens >= limits.max_model_len:
-        param, fault = limits.param, f"the prompt has at least {num_tokens}"
-    else:
-        param = "max_tokens"
-        fault = f"the prompt has {num_tokens} and max_tokens is {limits.max_tokens}"
-    error = InvalidRequestError(f"{context}, but {fault}.", param=param)
+        return prompt_too_long(num_tokens, limits.max_model_len, limits.param)
+    error = InvalidRequestError(
+        f"This model's context is {limits.max_model_len} tokens, but the prompt has {num_tokens} "
+        f"and max_tokens is {limits.max_tokens}.",
+        param="max_tokens",
+    )
     error.code = "context_length_exceeded"
     return error

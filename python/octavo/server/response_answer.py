@@ -22,7 +22,7 @@ from octavo.server.schemas.responses import (
 from octavo.server.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from octavo.errors import RequestError
     from octavo.server.chat_run import ChatRun
@@ -36,13 +36,30 @@ class ResponseAnswer:
     Attributes:
         response: As far as it has come.
         generation: What makes it.
+
+    Args:
+        request: What is answered.
+        run: The chat.
+        store: The response is kept.
+        keep: Is given the response before a stream's last event.
     """
 
-    def __init__(self, request: ResponseRequest, run: ChatRun, *, store: bool) -> None:
+    keep_alive = KEEP_ALIVE
+
+    def __init__(
+        self,
+        request: ResponseRequest,
+        run: ChatRun,
+        *,
+        store: bool,
+        keep: Callable[[Response], None] | None = None,
+    ) -> None:
         self._run = run
+        self._keep = keep
         self.generation = run.generation
         self._writer = ItemWriter()
         self._num_reasoning_tokens = 0
+        self._unsent = b""  # the events of an item that was ended from outside
         sampling = run.sampling
         text_format = request.text.format if request.text else None
         self.response = Response(
@@ -71,28 +88,32 @@ class ResponseAnswer:
     def whole(self) -> Response:
         """Wait for the answer."""
         for piece in self.generation:
-            if self.response.status == "queued":
-                self.response.status = "in_progress"
-            for _ in self._take(piece):
-                pass
+            self.take(piece)
         return self.response
 
-    def events(self, pieces: Iterator[Piece | None], keep: Any) -> Iterator[bytes]:
-        """The events of a stream."""
-        yield self._whole_event("response.created")
-        yield self._whole_event("response.in_progress")
-        for piece in pieces:
-            if piece is None:
-                yield KEEP_ALIVE
-            else:
-                yield from self._take(piece)
-        keep(self.response)
-        yield self._whole_event(f"response.{self.response.status}")
+    def opening(self) -> bytes:
+        """The first events."""
+        created = self._whole_event("response.created")
+        return created + self._whole_event(f"response.{self.response.status}")
+
+    def take(self, piece: Piece) -> bytes:
+        """The events of a piece."""
+        events = b""
+        if self.response.status == "queued":
+            self.response.status = "in_progress"
+            events = self._whole_event("response.in_progress")
+        return events + b"".join(self._take(piece))
+
+    def closing(self) -> bytes:
+        """The last event."""
+        if self._keep is not None:
+            self._keep(self.response)
+        return self._unsent + self._whole_event(f"response.{self.response.status}")
 
     def fault(self, error: RequestError) -> bytes:
         """The last event of a stream that fails."""
         self.fail(error)
-        return self._whole_event("response.failed")
+        return self._unsent + self._whole_event("response.failed")
 
     def fail(self, error: RequestError) -> None:
         """End the response with an error."""
@@ -106,8 +127,7 @@ class ResponseAnswer:
         self.generation.abort()
 
     def _end(self, status: str) -> None:
-        for _ in self._writer.finish("incomplete"):
-            pass
+        self._unsent += b"".join(self._writer.finish("incomplete"))
         self.response.status = status
         self.response.output = self._writer.items
 

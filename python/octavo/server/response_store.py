@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import QueueFullError
+from octavo.server.event_log import EventRoom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from octavo.server.background import BackgroundRun
+    from octavo.server.event_log import EventLog
     from octavo.server.schemas.chat import ChatMessage
 
 MAX_RESPONSES = 1024
 MAX_BYTES = 64 << 20
 MAX_RUNNING = 256
+MAX_EVENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +28,41 @@ class StoredResponse:
     """A response that has ended.
 
     Attributes:
-        body: As it was answered.
+        data: As it was answered.
         messages: The conversation up to and with its answer, without instructions.
         num_bytes: What it costs to keep, near enough.
         input_items: What it answers.
         status: How it ended.
-        is_background: It was made while nobody waited.
+        is_background: It was made in the background.
+        log: Its events, where it was made so and streamed.
     """
 
-    body: bytes
+    data: bytes
     messages: Sequence[ChatMessage]
     num_bytes: int
     input_items: Sequence[dict[str, Any]] = ()
     status: str = "completed"
     is_background: bool = False
+    log: EventLog | None = None
+
+    def body(self) -> bytes:
+        """The response."""
+        return self.data
 
 
 class ResponseStore:
     """The latest responses of this process; the oldest make room. Beside them those in the making.
 
     Workers share no memory for it, so a server with several of them keeps nothing.
+
+    Attributes:
+        is_enabled: Anything is kept.
+        event_room: For the events of those in the making.
     """
 
     def __init__(self, *, is_enabled: bool) -> None:
         self.is_enabled = is_enabled
+        self.event_room = EventRoom(MAX_EVENT_BYTES)
         self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
         self._running: dict[str, BackgroundRun] = {}
         self._num_bytes = 0
@@ -71,9 +85,9 @@ class ResponseStore:
         if len(self._running) >= MAX_RUNNING:
             raise QueueFullError("Too many responses run in the background. Try again later.")
 
-    def begin(self, id_: str, run: BackgroundRun) -> None:
+    def begin(self, run: BackgroundRun) -> None:
         """Keep a response in the making until end()."""
-        self._running[id_] = run
+        self._running[run.id] = run
 
     def end(self, id_: str, response: StoredResponse) -> None:
         """Keep what has come of it, unless it was removed meanwhile."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,13 +10,16 @@ import msgspec
 from octavo.errors import InvalidRequestError, RequestError
 from octavo.server.background import BackgroundRun
 from octavo.server.chat_run import ChatRun
+from octavo.server.disconnect import watch
 from octavo.server.error_responses import renamed_param
+from octavo.server.event_log import EventLog, LogReader
 from octavo.server.openapi import Operation
 from octavo.server.response_answer import ResponseAnswer
 from octavo.server.response_input import PARAMS, chat_request, input_messages, shown_input
 from octavo.server.response_store import ResponseStore, StoredResponse
 from octavo.server.schemas.chat import ChatMessage, FunctionCall, ToolCall
 from octavo.server.schemas.responses import OutputItem, Response, ResponseRequest
+from octavo.server.sse import EventStream, send_events
 from octavo.server.streaming import stream_generation
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 _DECODER = msgspec.json.Decoder(ResponseRequest)
 _DEFAULT_ITEMS = 20
 _MAX_ITEMS = 100
+_MAX_NUMBER = 999_999_999  # of an event
 _CAN_GO_ON = frozenset({"completed", "incomplete"})
 
 
@@ -60,53 +65,46 @@ class ResponsesResource:
         with renamed_param(PARAMS):
             chat = chat_request(request, earlier)
             run = ChatRun(self._context, chat, req.context.started)
-        keeps = self._store.is_enabled and request.store is not False
-        answer = ResponseAnswer(request, run, store=keeps)
         conversation = [*earlier, *input_messages(request.input)]
         items = shown_input(request.input)
 
         def keep(response: Response) -> None:
-            if keeps:
-                self._store.put(response.id, _stored(response, conversation, items))
+            self._store.put(response.id, _stored(response, conversation, items))
 
+        keeps = self._store.is_enabled and request.store is not False
         if request.background:
-            resp.data = self._begin(answer, conversation, items)
+            answer = ResponseAnswer(request, run, store=True)
+            log = EventLog(self._store.event_room) if request.stream else None
+
+            def end(response: Response) -> None:
+                self._store.end(response.id, _stored(response, conversation, items, log))
+
+            self._begin(req, resp, BackgroundRun(answer, items, end, log))
             return
+        answer = ResponseAnswer(request, run, store=keeps, keep=keep if keeps else None)
         if request.stream:
-            stream_generation(
-                req, resp, run.generation, lambda pieces: answer.events(pieces, keep), answer.fault
-            )
+            stream_generation(req, resp, run.generation, answer)
             return
         with run.generation as generation, generation.attended(req.env):
             response = answer.whole()
-            keep(response)
+            if keeps:
+                keep(response)
             resp.data = msgspec.json.encode(response)
 
-    def _begin(
-        self,
-        answer: ResponseAnswer,
-        conversation: Sequence[ChatMessage],
-        items: Sequence[dict[str, Any]],
-    ) -> bytes:
-        """Have a response made; returns it as it is before that."""
-        store = self._store
-
-        def keep(response: Response) -> None:
-            store.end(response.id, _stored(response, conversation, items))
-
-        run = BackgroundRun(answer, items, keep)
-        body = run.body()
-        store.begin(answer.response.id, run)
+    def _begin(self, req: falcon.Request, resp: falcon.Response, run: BackgroundRun) -> None:
+        """Have a response made, and answer it as it is before that, or its events."""
+        if not self._context.config.disable_log_requests:
+            run.request_id = req.context.request_id
+        if run.log is None:
+            resp.data = run.body()
+        else:
+            _stream_log(req, resp, run.log, -1)
+        self._store.begin(run)
         run.start()
-        return body
 
     def _check(self, request: ResponseRequest) -> None:
         if not request.background:
             return
-        if request.stream:
-            raise InvalidRequestError(
-                "stream: a background response is polled, not streamed.", param="stream"
-            )
         if request.store is False:
             raise InvalidRequestError("store: a background response is kept.", param="store")
         if not self._store.is_enabled:
@@ -139,7 +137,17 @@ class ResponseResource:
 
     operations = {  # noqa: RUF012 - a constant
         "get": Operation(
-            summary="A response that is kept, or as far as it has come", answer=Response
+            summary="A response that is kept, or as far as it has come; or its events",
+            answer=Response,
+            query={
+                "stream": {"type": "boolean", "default": False},
+                "starting_after": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": _MAX_NUMBER,
+                },
+            },
+            streams=True,
         ),
         "delete": Operation(summary="Forget a response, and stop it if it runs"),
     }
@@ -147,14 +155,21 @@ class ResponseResource:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    def on_get(self, _req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
-        """As it was answered."""
-        if run := self._store.running(response_id):
-            resp.data = run.body()
-        elif stored := self._store.get(response_id):
-            resp.data = stored.body
-        else:
+    def on_get(self, req: falcon.Request, resp: falcon.Response, response_id: str) -> None:
+        """As it was answered, or its events from where the client has left off."""
+        known = self._store.running(response_id) or self._store.get(response_id)
+        if known is None:
             raise _unknown()
+        after = None if req.method == "HEAD" else _starting_after(req)
+        if after is None:
+            resp.data = known.body()
+        elif known.log is None:
+            raise InvalidRequestError(
+                "stream: only a background response that was begun with stream has events.",
+                param="stream",
+            )
+        else:
+            _stream_log(req, resp, known.log, after)
 
     on_head = on_get
 
@@ -188,7 +203,7 @@ class CancelResponseResource:
             raise _unknown()
         if not stored.is_background:
             raise InvalidRequestError("Only a background response can be cancelled.")
-        resp.data = stored.body
+        resp.data = stored.body()
 
 
 class InputItemsResource:
@@ -231,6 +246,31 @@ class InputItemsResource:
     on_head = on_get
 
 
+def _stream_log(req: falcon.Request, resp: falcon.Response, log: EventLog, after: int) -> None:
+    """Answer a log's events; the client may go away, the response is made all the same."""
+    reader = LogReader(log, after)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reader.close)
+        stack.enter_context(watch(req.env, reader.close))
+        close = stack.pop_all().close
+    send_events(resp, EventStream(iter(reader), close, reader.fault))
+
+
+def _starting_after(req: falcon.Request) -> int | None:
+    """The number of the last event that the client has, -1 for none; None: it wants no events."""
+    stream: str = req.get_param("stream", default="false")
+    after: str | None = req.get_param("starting_after")
+    if stream not in ("true", "false"):
+        raise InvalidRequestError("stream: expected true or false.", param="stream")
+    if after is not None and (not after.isascii() or not after.isdigit() or len(after) > 9):
+        raise InvalidRequestError(
+            f"starting_after: expected 0 to {_MAX_NUMBER}.", param="starting_after"
+        )
+    if stream == "false":
+        return None
+    return -1 if after is None else int(after)
+
+
 def _unknown() -> UnknownResponseError:
     return UnknownResponseError("This response is not kept here.")
 
@@ -261,13 +301,22 @@ def _begin(items: Sequence[dict[str, Any]], after: str | None) -> int:
 
 
 def _stored(
-    response: Response, conversation: Sequence[ChatMessage], items: Sequence[dict[str, Any]]
+    response: Response,
+    conversation: Sequence[ChatMessage],
+    items: Sequence[dict[str, Any]],
+    log: EventLog | None = None,
 ) -> StoredResponse:
     body = msgspec.json.encode(response)
     messages = [*conversation, *_answer_messages(response.output)]
     size = len(body) + len(msgspec.json.encode(messages)) + len(msgspec.json.encode(items))
     return StoredResponse(
-        body, messages, size, items, status=response.status, is_background=response.background
+        body,
+        messages,
+        size + (log.num_bytes if log else 0),
+        items,
+        status=response.status,
+        is_background=response.background,
+        log=log,
     )
 
 

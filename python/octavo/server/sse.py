@@ -89,6 +89,9 @@ class EventStream:
         except RequestError as error:
             self._is_over = True
             return self._describe(error)
+        except OSError:  # the client's: it does not read, or is gone
+            self._is_over = True
+            raise
         except Exception:
             self._is_over = True
             _LOG.exception("A stream failed.")

@@ -51,6 +51,7 @@ _SEND_BUFFER_BYTES = 256 << 10
 _PIECE_BYTES = 64 << 10  # of a long answer: each has the client's whole time to leave
 _LINGER_S = 0.2
 _DISCARD_S = 5.0  # for a client that sends a body which nobody wants
+_GARBAGE = 20_000  # objects between two looks for cycles, of which a request leaves few
 _RESET = struct.pack("ii", 1, 0)
 
 _BAD_HTTP = (
@@ -106,6 +107,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._page.worker_failed(OctavoError.exit_code, f"The tokenizer failed: {error}")
             os._exit(0)  # the arbiter has read the cause
         gc.freeze()  # what loading left is permanent: the collector need not look at it again
+        gc.set_threshold(_GARBAGE, 10, 10)
         while not self._assembly.client.is_connected():  # or readiness would be told before it is
             time.sleep(_CONNECT_TICK_S)
         self._page.worker_ready(self.slot, os.getpid())

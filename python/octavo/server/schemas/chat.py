@@ -8,8 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 from octavo.errors import InvalidRequestError
 from octavo.server.schemas.sampling import MAX_INT32, NumLogprobs, SamplingFields
 from octavo.server.schemas.shared import PromptLogprobs, Usage
-
-MAX_TOOLS = 128
+from octavo.server.schemas.sizes import MAX_TOOLS
 
 FunctionName = Annotated[str, Meta(min_length=1, max_length=256)]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.server.schemas.sizes import LARGE_BODY_BYTES, check_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from octavo.server.schemas.sizes import PromptRoom
 
 T = TypeVar("T")
 
@@ -21,14 +26,23 @@ _LOCATION = re.compile(
 _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]+)`$")
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes | bytearray | memoryview) -> T:
+def decode(
+    decoder: msgspec.json.Decoder[T],
+    body: bytes | bytearray | memoryview,
+    room: Callable[[], PromptRoom] | None = None,
+) -> T:
     """Parse and validate a request body.
+
+    Args:
+        decoder: Of the route.
+        body: JSON.
+        room: What its `prompt` may hold; looked at where the body is large.
 
     Raises:
         InvalidRequestError: Not JSON, or not what the schema asks for.
     """
     if len(body) > LARGE_BODY_BYTES:
-        check_sizes(decoder.type, body)
+        check_sizes(decoder.type, body, room)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

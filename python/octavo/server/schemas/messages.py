@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from octavo.server.schemas.chat import MAX_TOOLS, FunctionName
+from octavo.server.schemas.chat import FunctionName
 from octavo.server.schemas.sampling import MAX_INT32, MAX_STOP_STRINGS, StopString
+from octavo.server.schemas.sizes import MAX_TOOLS
 
 
 class InputBlock(msgspec.Struct, kw_only=True):
