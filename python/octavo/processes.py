@@ -8,6 +8,8 @@ import resource
 import signal
 from pathlib import Path
 
+MEMORY_INTERVAL_S = 60.0  # between two calls of give_back_memory()
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -22,6 +24,17 @@ def raise_descriptor_limit() -> None:
     """Allow as many open files and connections as the system lets this process have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C heap keeps of past peaks; takes about a millisecond.
+
+    Without it a heap that serves small and large requests in turn grows by megabytes an hour while
+    what is in use does not: freed pages in its middle stay resident.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def ignore_ending_signals() -> None:

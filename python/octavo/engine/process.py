@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,7 +28,12 @@ from octavo.engine.grammars import GrammarCompiler
 from octavo.engine.launch import Launch
 from octavo.engine.status_page import StatusPage
 from octavo.errors import EngineError, OctavoError
-from octavo.processes import die_with_parent, ignore_ending_signals
+from octavo.processes import (
+    MEMORY_INTERVAL_S,
+    die_with_parent,
+    give_back_memory,
+    ignore_ending_signals,
+)
 from octavo.sampling_params import SamplingParams
 
 _STOP_S = 5.0  # for the engine to end what it does; then the process ends anyway
@@ -114,6 +120,7 @@ class Process:
         # What loading left is permanent: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        threading.Thread(target=_keep_memory_low, name="memory", daemon=True).start()
         page.enter("ready")
         endpoint.run()
 
@@ -131,6 +138,13 @@ class Process:
 def liveness_timeout(config: ServeConfig, slowest_step_s: float) -> float:
     """Seconds without a heartbeat after which the engine counts as stuck."""
     return config.liveness_timeout or max(_AUTO_LIVENESS_S, _LIVENESS_STEPS * slowest_step_s)
+
+
+def _keep_memory_low() -> NoReturn:
+    """What loading and peaks took is given back, on a thread that nobody waits for."""
+    while True:
+        give_back_memory()
+        time.sleep(MEMORY_INTERVAL_S)
 
 
 def _read_line(fd: int) -> bytes:

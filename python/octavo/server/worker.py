@@ -25,7 +25,7 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from octavo.errors import NotReadyError, OctavoError, RequestError
-from octavo.processes import die_with_parent
+from octavo.processes import MEMORY_INTERVAL_S, die_with_parent, give_back_memory
 from octavo.server.connection import Connection, Listener
 from octavo.server.connections import (
     RESERVE,
@@ -77,6 +77,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._active = 0  # requests being answered
         self._connections = Connections(connection_limit())
         self._notified = 0.0  # when the arbiter last heard of us
+        self._gave_back = 0.0  # when memory was last given back
         with contextlib.suppress(OSError):
             os.close(self._shared.lifeline)
         die_with_parent(self.ppid)
@@ -155,6 +156,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if time.monotonic() - self._notified >= _NOTIFY_S:
             self._notified = time.monotonic()
             self.notify()
+        if time.monotonic() - self._gave_back >= MEMORY_INTERVAL_S:
+            self._gave_back = time.monotonic()
+            gevent.get_hub().threadpool.spawn(give_back_memory)
         gevent.sleep(_TICK_S)
 
     def _listen(self, listener: Any) -> Listener:
