@@ -117,6 +117,7 @@ UNCLEAR = {
     "a stray line feed": HEAD + b"A: b\nContent-Length: 29\r\n\r\n" + BODY,
     "a stray carriage return": HEAD + b"A: b\rc\r\nContent-Length: 29\r\n\r\n" + BODY,
     "a NUL": HEAD + b"A: b\0\r\nContent-Length: 29\r\n\r\n" + BODY,
+    "a page's request": HEAD + b"Origin: https://x\r\nContent-Length: 29\r\n\r\n" + BODY,
     "bytes that are no HTTP": bytes(range(256)),
 }
 
@@ -140,15 +141,16 @@ def test_with_room_nothing_is_read(queue: Queue, pair: tuple[Connection, socket.
     peer.sendall(PLAIN)
     assert refuse_some(queue, connection)
     assert connection.recv(10_000) == PLAIN
-    assert Shedder(queue).refusal("POST", "/v1/completions") is None
+    assert Shedder(queue).refusal("POST", "/v1/completions", []) is None
 
 
 def test_of_what_is_parsed_already(queue: Queue) -> None:
     shedder = Shedder(queue)
-    assert shedder.refusal("POST", "/v1/completions")
-    assert shedder.refusal("POST", "/v1/messages")
-    assert shedder.refusal("GET", "/v1/completions") is None
-    assert shedder.refusal("POST", "/v1/messages/count_tokens") is None
+    assert shedder.refusal("POST", "/v1/completions", [("HOST", "x")])
+    assert shedder.refusal("POST", "/v1/messages", [])
+    assert shedder.refusal("GET", "/v1/completions", []) is None
+    assert shedder.refusal("POST", "/v1/messages/count_tokens", []) is None
+    assert shedder.refusal("POST", "/v1/completions", [("ORIGIN", "https://x")]) is None
 
 
 def test_a_closed_connection_is_over(queue: Queue, pair: tuple[Connection, socket.socket]) -> None:

@@ -3,7 +3,8 @@
 Under overload most requests are refused, and what a refusal costs is taken from those that were
 admitted. So a connection whose next request is to be refused is answered before HTTP is parsed,
 with bytes made beforehand. Only requests whose end is beyond doubt are answered so: those that came
-whole, with one Content-Length and nothing behind it. All others go the usual way.
+whole, with one Content-Length and nothing behind it. All others go the usual way, and so do those
+of web pages: a page may read only an answer that names its origin.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from octavo.server.error_responses import error_body
 from octavo.server.messages import message_error_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from octavo.server.connection import Connection
 
@@ -29,7 +30,7 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,6})(?=\r\n)")
 _UNUSUAL = re.compile(
     rb"\r(?!\n)|(?<!\r)\n|\n[ \t]|\0"  # stray line ends, folded lines
-    rb"|\r\n(?:transfer-encoding|expect|upgrade|proxy-connection)[ \t]*:"
+    rb"|\r\n(?:transfer-encoding|expect|upgrade|proxy-connection|origin)[ \t]*:"
     rb"|\r\n(?:content-length|connection|host)[ \t]+:|\r\nconnection:(?! ?keep-alive\r\n)"
 )
 
@@ -50,9 +51,15 @@ class Shedder:
             f"POST {path} HTTP/1.1".encode(): answer for path, answer in self._refusals.items()
         }
 
-    def refusal(self, method: str, path: str) -> bytes | None:
-        """The answer to a request of which only this is known; None where it is to be served."""
-        if method != "POST" or not self._is_full():
+    def refusal(self, method: str, path: str, headers: Iterable[tuple[str, str]]) -> bytes | None:
+        """The answer to a request of which only this is known; None for the usual way.
+
+        Args:
+            method: In capitals.
+            path: Without a query.
+            headers: Their names in capitals.
+        """
+        if method != "POST" or not self._is_full() or any(name == "ORIGIN" for name, _ in headers):
             return None
         return self._refusals.get(path)
 

@@ -224,7 +224,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if not _names_one_host(req):
             _say(client, BadHttpError(400))
             raise StopIteration
-        if (refusal := self._shedder.refusal(req.method, req.path)) is not None:
+        if (refusal := self._shedder.refusal(req.method, req.path, req.headers)) is not None:
             self._refuse(req, client, refusal)
             return
         self._active += 1
