@@ -210,7 +210,7 @@ class ServeConfig:
     )
     max_num_mixed_prefill_tokens: int = option(
         "prompt tokens of a step that decodes too, so that prompts delay streams little; more "
-        "while many wait; auto: 64 on CPUs, else 384",
+        "while many wait; auto: 128 on CPUs, else 384",
         default=0,
         parse=parse_length,
         minimum=0,
