@@ -259,7 +259,8 @@ class CudaBackend : public Backend {
   }
   void experts(TensorView x, TensorView router_logits, const ExpertBank& bank,
                const ExpertScratch& scratch, TensorView out) override {
-    const ExpertPlan plan = expert_plan(bank, scratch, x.rows());
+    const ExpertPlan plan =
+        expert_plan(scratch.plan, x.rows(), bank.num_experts, bank.experts_per_token);
     const TensorView gate_up = scratch.gate_up.first_rows(plan.num_pairs);
     const TensorView gated = scratch.gated.first_rows(plan.num_pairs);
     const TensorView rows = scratch.out.first_rows(plan.num_pairs);

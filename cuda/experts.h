@@ -19,9 +19,10 @@ struct ExpertPlan {
   int experts_per_token = 0;
 };
 
-// The plan for `num_tokens`, its arrays in scratch.plan. Requires: scratch.plan holds
+// The plan for `num_tokens`, its arrays in `memory`. Requires: memory, int32, holds
 // expert_plan_size() elements.
-ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch, int64_t num_tokens);
+ExpertPlan expert_plan(TensorView memory, int64_t num_tokens, int64_t num_experts,
+                       int64_t experts_per_token);
 
 // Fills the plan from router_logits, float32 [T, num_experts].
 void route_experts(const DeviceContext& context, TensorView router_logits, bool renormalize,

@@ -184,19 +184,19 @@ __global__ void combine_kernel(const T* rows, ExpertPlan plan, T* out, int hidde
 
 }  // namespace
 
-ExpertPlan expert_plan(const ExpertBank& bank, const ExpertScratch& scratch, int64_t num_tokens) {
-  const int64_t pairs = num_tokens * bank.experts_per_token;
-  check(scratch.plan.num_elements() >= expert_plan_size(pairs, bank.num_experts),
-        "experts: scratch");
-  auto* memory = scratch.plan.as<int32_t>();
-  return {memory,
-          reinterpret_cast<float*>(memory + pairs),
-          memory + 2 * pairs,
-          memory + 3 * pairs,
-          memory + 4 * pairs,
+ExpertPlan expert_plan(TensorView memory, int64_t num_tokens, int64_t num_experts,
+                       int64_t experts_per_token) {
+  const int64_t pairs = num_tokens * experts_per_token;
+  check(memory.num_elements() >= expert_plan_size(pairs, num_experts), "experts: scratch");
+  auto* words = memory.as<int32_t>();
+  return {words,
+          reinterpret_cast<float*>(words + pairs),
+          words + 2 * pairs,
+          words + 3 * pairs,
+          words + 4 * pairs,
           static_cast<int>(pairs),
-          static_cast<int>(bank.num_experts),
-          static_cast<int>(bank.experts_per_token)};
+          static_cast<int>(num_experts),
+          static_cast<int>(experts_per_token)};
 }
 
 void route_experts(const DeviceContext& context, TensorView router_logits, bool renormalize,

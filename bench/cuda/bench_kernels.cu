@@ -195,16 +195,10 @@ void bench_experts(const Device& device) {
     const DeviceMemory rows = random_halves(pairs * kIn);
     const DeviceMemory logits(kBanks * tokens * kExperts * 4);
     fill_floats<<<64, 256>>>(logits.as<float>(), kBanks * tokens * kExperts, 2.0f);
-    const DeviceMemory memory(expert_plan_size(pairs, kExperts) * 4);
-    auto* words = memory.as<int32_t>();
-    const ExpertPlan plan{words,
-                          reinterpret_cast<float*>(words + pairs),
-                          words + 2 * pairs,
-                          words + 3 * pairs,
-                          words + 4 * pairs,
-                          static_cast<int>(pairs),
-                          static_cast<int>(kExperts),
-                          static_cast<int>(kPerToken)};
+    const int64_t size = expert_plan_size(pairs, kExperts);
+    const DeviceMemory memory(size * 4);
+    const ExpertPlan plan = expert_plan(TensorView::matrix(memory.data(), DType::kInt32, 1, size),
+                                        tokens, kExperts, kPerToken);
     const auto matrix = [](const DeviceMemory& bank, int i, int64_t n, int64_t k) {
       return TensorView::matrix(bank.as<bf16>() + i % kBanks * n * k, kType, n, k);
     };

@@ -20,8 +20,8 @@ constexpr int64_t kArrivalsPerPriority = 1024;
 // without it a full pool admits and preempts the same sequence over and over.
 constexpr int64_t kReserveDivisor = 64;
 
-// In about so many steps all prompts that are known begin. With 8 to 16 the throughput of a full
-// queue is that of steps without a limit, by the step times of an H200:
+// In about so many steps all prompts that are known begin. With it the throughput of a full queue
+// is that of steps without a limit, by the step times of an H200:
 // bench/results/2026-11-29-mixed-steps.md.
 constexpr int64_t kStepsOfBacklog = 16;
 

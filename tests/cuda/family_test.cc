@@ -92,15 +92,9 @@ class Routed {
   Routed(const ExpertShape& s, bool renormalize, bool is_skewed = false)
       : pairs_(s.tokens * s.per_token),
         memory_(expert_plan_size(pairs_, s.experts) * static_cast<int64_t>(sizeof(int32_t))) {
-    auto* words = memory_.as<int32_t>();
-    plan = {words,
-            reinterpret_cast<float*>(words + pairs_),
-            words + 2 * pairs_,
-            words + 3 * pairs_,
-            words + 4 * pairs_,
-            static_cast<int>(pairs_),
-            static_cast<int>(s.experts),
-            static_cast<int>(s.per_token)};
+    const int64_t size = expert_plan_size(pairs_, s.experts);
+    plan = expert_plan(TensorView::matrix(memory_.data(), DType::kInt32, 1, size), s.tokens,
+                       s.experts, s.per_token);
     auto logits = random_values(s.tokens * s.experts, DType::kFloat32, 2.0f);
     for (int64_t t = 0; is_skewed && t < s.tokens; ++t) {
       for (int64_t e = 0; e < s.per_token; ++e) logits[t * s.experts + e] += 8.0f;

@@ -21,13 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo import errors
-from octavo.engine.client import (
-    TICK_S,
-    ModelInfo,
-    RequestOutput,
-    RequestStream,
-    engine_gone,
-)
+from octavo.engine.client import TICK_S, ModelInfo, RequestOutput, RequestStream, engine_gone
 from octavo.engine.columns import Columns, Live
 from octavo.engine.framing import FrameBuffer, FrameError, decode, encode, send_now
 from octavo.engine.protocol import (

@@ -160,33 +160,31 @@ TEST(SchedulerTest, BesideDecodesPromptsTakeSmallPieces) {
   expect_as_alone(simulation, 2);
 }
 
+// Two prompts that come while one sequence decodes: what the next step takes of all three.
+void expect_beside_a_decode(const SchedulerOptions& options, int64_t first, int64_t second,
+                            const std::vector<int32_t>& counts) {
+  Simulation simulation(options);
+  simulation.add(make_request(1, 10, 30));
+  simulation.step();
+  simulation.add(make_request(2, first, 3, 9));
+  simulation.add(make_request(3, second, 3, 19));
+  simulation.step();
+  EXPECT_EQ(scheduled_counts(simulation), counts);
+  simulation.run();
+  for (const uint64_t id : {1, 2, 3}) expect_as_alone(simulation, id);
+}
+
 TEST(SchedulerTest, TheMoreWaitsTheLargerThePieces) {
   SchedulerOptions options = small_options();
   options.max_num_mixed_prefill_tokens = 2;
-  Simulation simulation(options);
-  simulation.add(make_request(1, 20, 30));
-  simulation.step();
-  simulation.add(make_request(2, 100, 3, 9));
-  simulation.add(make_request(3, 60, 3, 19));
-  simulation.step();
-  EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{1, 160 / 16}));
-  simulation.run();
-  for (const uint64_t id : {1, 2, 3}) expect_as_alone(simulation, id);
+  expect_beside_a_decode(options, 100, 60, {1, 160 / 16});
 }
 
 TEST(SchedulerTest, PiecesAreSharedByPromptsAndNeverExceedTheBudget) {
   SchedulerOptions options = small_options();
   options.max_num_mixed_prefill_tokens = 1000;
   options.max_num_batched_tokens = 16;
-  Simulation simulation(options);
-  simulation.add(make_request(1, 10, 30));
-  simulation.step();
-  simulation.add(make_request(2, 9, 3, 9));
-  simulation.add(make_request(3, 20, 3, 19));
-  simulation.step();
-  EXPECT_EQ(scheduled_counts(simulation), (std::vector<int32_t>{1, 9, 6}));
-  simulation.run();
-  for (const uint64_t id : {1, 2, 3}) expect_as_alone(simulation, id);
+  expect_beside_a_decode(options, 9, 20, {1, 9, 6});
 }
 
 TEST(SchedulerTest, AtMostMaxNumSeqsRun) {
