@@ -1,12 +1,13 @@
 """Where a step's time goes: kernels, gaps between them, and the host.
 
-    python bench/step_breakdown.py DIR [--batch 1,64,256] [octavo serve's options]
+    python bench/step_breakdown.py DIR [--batch 1,64,256] [--prefill 8192] [octavo serve's options]
 
 For each batch size, sequences of 128 tokens in and 256 out: their decode steps are timed while they
-all run, and once more under torch's profiler, for what the GPU does meanwhile. The last row is a
-workload of ShareGPT-like lengths, whose steps are of decodes and prefills mixed. "Kernels" is the
-union of their intervals, for programmatic launches overlap; "gaps" is the rest of the time from the
-first kernel to the last. The engine thread's time is what it does not wait.
+all run, and once more under torch's profiler, for what the GPU does meanwhile. A prefill's row is
+of prompts of so many tokens, one after the other. The last row is a workload of ShareGPT-like
+lengths, whose steps are of decodes and prefills mixed. "Kernels" is the union of their intervals,
+for programmatic launches overlap; "gaps" is the rest of the time from the first kernel to the last.
+The engine thread's time is what it does not wait.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from octavo.bench.workloads import Item
 
 PROMPT_LEN, OUTPUT_LEN = 128, 256
+PREFILLS = 8
 MIXED_REQUESTS = 400
 NUM_NAMES = 8
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -90,10 +92,23 @@ def busy_us(spans: list[dict[str, Any]]) -> float:
     return total
 
 
-def report(engine: OfflineEngine, name: str, items: list[Item], batch: int) -> None:
-    """Print one row, and the kernels that take the longest."""
+def measure_prefills(engine: OfflineEngine, items: list[Item]) -> dict[str, float]:
+    """As measure(), of whole prompts whose only output is one token each."""
+    totals = engine.run(items)
+    steps = totals.stats["num_steps"]
+    host_s = totals.stats["step_seconds"] - totals.stats["wait_seconds"]
+    launch_s = totals.stats["device_seconds"] - totals.stats["wait_seconds"]
+    return {
+        "step_ms": totals.seconds / steps * 1e3,
+        "host_us": host_s / steps * 1e6,
+        "launch_us": launch_s / steps * 1e6,
+    }
+
+
+def report(engine: OfflineEngine, name: str, items: list[Item], batch: int = 0) -> None:
+    """Print one row, and the kernels that take the longest; `batch` 0: prefills."""
     engine.run(items)
-    figures = measure(engine, items, batch)
+    figures = measure(engine, items, batch) if batch else measure_prefills(engine, items)
     spans = trace(engine, items)
     length = spans[-1]["ts"] + spans[-1]["dur"] - spans[0]["ts"]
     share = busy_us(spans) / length
@@ -119,15 +134,19 @@ def main() -> None:
     """Parse the command line, load the model, print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", default="1,64,256")
+    parser.add_argument("--prefill", default="8192")
     config.add_arguments(parser)
     arguments = parser.parse_args()
-    batches = [int(number) for number in arguments.batch.split(",")]
+    batches = [int(number) for number in arguments.batch.split(",") if number]
+    lengths = [int(number) for number in arguments.prefill.split(",") if number]
     print("| batch | step ms | kernels ms | gaps µs | engine thread µs | of it launching µs |")
     print("|---|---|---|---|---|---|")
     with offline.load(config.ServeConfig.from_cli_args(arguments)) as engine:
         for batch in batches:
             items = fixed(batch, PROMPT_LEN, OUTPUT_LEN, seed=batch)
             report(engine, str(batch), items, batch)
+        for length in lengths:
+            report(engine, f"prefill {length}", fixed(PREFILLS, length, 1, seed=length))
         report(engine, "mixed", sharegpt_like(MIXED_REQUESTS), MIXED_REQUESTS // 4)
 
 

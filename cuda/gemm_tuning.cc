@@ -1,5 +1,7 @@
 #include "cuda/gemm_tuning.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -96,7 +98,8 @@ bool GemmTuning::save() {
   std::error_code error;
   const std::filesystem::path target(path_);
   if (target.has_parent_path()) std::filesystem::create_directories(target.parent_path(), error);
-  const std::filesystem::path part(path_ + ".part");
+  // Another process may write its own measurements at the same time.
+  const std::filesystem::path part(path_ + '.' + std::to_string(getpid()) + ".part");
   std::string content = std::string(kFormat) + '\n';
   for (const auto& [key, algorithm] : entries_) content += text_of(key, algorithm);
   if (!write_file(part.string(), content)) return false;

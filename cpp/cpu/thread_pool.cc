@@ -57,13 +57,20 @@ ThreadPool::ThreadPool(int num_threads) {
   const std::vector<int> cores = allowed_cores();
   if (num_threads <= 0) num_threads = static_cast<int>(cores.size());
   workers_.reserve(num_threads - 1);
-  for (int thread = 1; thread < num_threads; ++thread) {
-    workers_.emplace_back([this, thread] { work(thread); });
-    if (num_threads <= static_cast<int>(cores.size())) pin(workers_.back(), cores[thread]);
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) {
+      workers_.emplace_back([this, thread] { work(thread); });
+      if (num_threads <= static_cast<int>(cores.size())) pin(workers_.back(), cores[thread]);
+    }
+  } catch (...) {
+    stop();  // no destructor runs, and that of a running thread would end the process
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   wake_count_.fetch_add(1);
   wake_count_.notify_all();

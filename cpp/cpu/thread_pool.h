@@ -63,6 +63,7 @@ class ThreadPool {
             static_cast<uint16_t>(bits)};
   }
 
+  void stop();
   void run(int64_t num_tasks, const void* context, Invoke invoke);
   bool run_one_task(int thread);
   void rethrow_failure();

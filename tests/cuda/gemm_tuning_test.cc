@@ -46,6 +46,11 @@ CUDA_TEST(gemm_tuning_file) {
   writer.put("c", second);
   expect(writer.save() && GemmTuning(file.path()).find("b") == second, "other entries are kept");
 
+  const std::string part_of_another = file.path() + ".part";
+  std::filesystem::create_directory(part_of_another);
+  expect(writer.save(), "what another process is about to write is no obstacle");
+  std::filesystem::remove(part_of_another);
+
   file.append(
       "no entry\nd = 1 2 3\ne = 1 2 3 4 5 6 7 8 9\nf = 1 2 3 4 5 6 7 x\ng = 1 2 3 4 5 6 7 8");
   const GemmTuning damaged(file.path());

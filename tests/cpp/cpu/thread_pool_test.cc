@@ -1,9 +1,12 @@
 #include "cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,6 +23,28 @@ TEST(ThreadPool, RunsEachTaskOnce) {
     });
     for (const auto& count : runs) EXPECT_EQ(count.load(), 1);
   }
+}
+
+// Address space for a few stacks, then no more.
+[[noreturn]] void start_too_many_threads() {
+  rlimit limit;
+  getrlimit(RLIMIT_AS, &limit);
+  limit.rlim_cur = rlim_t{256} << 20;
+  setrlimit(RLIMIT_AS, &limit);
+  try {
+    ThreadPool pool(1000);
+  } catch (const std::system_error&) {
+    std::exit(0);
+  }
+  std::exit(1);
+}
+
+TEST(ThreadPool, ThreadThatCannotStartIsAnError) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space";
+#else
+  EXPECT_EXIT(start_too_many_threads(), testing::ExitedWithCode(0), "");
+#endif
 }
 
 TEST(ThreadPool, RunsMoreTasksThanATicketHolds) {
