@@ -125,11 +125,16 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer: the bytes, then pairs of them, then pairs with one byte more."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: index for index, letter in enumerate(letters)}
+    """A byte-level BPE tokenizer: the bytes, then pairs of letters, then with one letter more.
+
+    Letters are ASCII, so that nearly every token is text of its own and an event of a stream: one
+    that ends inside of a character is only sent with the next, as if the server had been late.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [letter for letter in alphabet if letter.isascii()]
+    vocab = {letter: index for index, letter in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []
-    stems = list(letters)
+    stems = letters
     while len(vocab) < vocab_size:
         stems = list(_longer(stems, letters, vocab, merges, vocab_size))
     model = models.BPE(vocab=vocab, merges=merges)

@@ -172,7 +172,8 @@ TEST_P(ElementwiseTest, GatherRowsCopies) {
 
 TEST_P(ElementwiseTest, LoadVectorConverts) {
   const auto b = backend();
-  const std::vector<_Float16> halves = {1.5f, -0.25f, 65504.0f};
+  const auto half = [](float value) { return static_cast<_Float16>(value); };
+  const std::vector<_Float16> halves = {half(1.5f), half(-0.25f), half(65504.0f)};
   std::vector<float> out(3);
   b->load_vector(out.data(), {halves.data(), DType::kFloat16, 1, 3});
   EXPECT_EQ(out, (std::vector<float>{1.5f, -0.25f, 65504.0f}));
