@@ -60,6 +60,7 @@ class Gemm {
   std::string tuning_key(const Call& call, int64_t rows) const;
   void choose_algorithm(const DeviceContext& context, const Call& call, Product& product,
                         int64_t rows);
+  bool is_valid(const Product& product) const;
   void measure(const DeviceContext& context, const Call& call, Product& product,
                const std::vector<LtAlgorithm>& candidates);
   void set_pointers(const Call& call, Product& product) const;
