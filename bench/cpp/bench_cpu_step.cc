@@ -4,7 +4,7 @@
 //                  [decodeN|prefillN ...]
 // A step of decodeN has N sequences of 256 tokens and draws a token for each, greedily; one of
 // prefillN has one prompt. "us" is the median over the steps, of each row for itself, and what the
-// rates are of; "least" is the shortest.
+// rates are of; "least" is the shortest. "The rest" is model, runner and the bookkeeping of times.
 #include <algorithm>
 #include <charconv>
 #include <chrono>
