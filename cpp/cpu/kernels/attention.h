@@ -388,13 +388,15 @@ inline void softmax_row(const AttentionTask& task, const AttentionScratch& s, in
   }
 }
 
+// A zero of the result has no sign: it would tell which terms of 0 a row has met, and that depends
+// on the other rows of its task.
 inline void end_rows(const AttentionTask& task, const AttentionScratch& s) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
   for (int64_t r = 0; r < task.num_rows; ++r) {
     float* out = task.out + row_offset(task, r, task.out_stride);
     const Vec sum = set1(s.sum[r]);
     for (int64_t d = 0; d < head_dim; d += kLanes) {
-      const Vec y = div(load(s.out + r * padded + d), sum);
+      const Vec y = add(div(load(s.out + r * padded + d), sum), zero());
       store_first(out + d, y, smaller(kLanes, head_dim - d));
     }
   }

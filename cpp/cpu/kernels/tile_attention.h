@@ -1,15 +1,17 @@
 // The attention of attention.h over a bfloat16 cache on tiles: queries and probabilities are
-// rounded to bfloat16 as well, scores, softmax and sums stay float32. Decode and prefill use the
-// same tiles of 64 keys in the same order, so a row is the same bits in both. A tile of keys and
-// values is laid out in pairs for the products, once for all rows of the task. Roof of 64 rows x 64
-// keys x 64 dimensions, computed: 64 products, 1,024 cycles; about 60 vector instructions a row for
-// the softmax, 2,000 cycles, bound prefill. Decode is bound by laying out the pairs: 256 vectors at
-// about one a cycle, 16 KB. Measured by `bench_attention`, a prefill takes 0.65 to 0.74 of the time
-// of AVX-512, a decode 1.3 to 1.7 times as long (bench/results/2026-11-29-cpu.md).
+// rounded to bfloat16 as well, scores, softmax and sums stay float32. A tile of keys and values is
+// laid out in pairs for the products, once for all rows of the task. The few rows of a decode read
+// the cache in place, because laying out pairs costs more than it saves; they add in the order of
+// the tiles (paired_attention.h), so a row is the same bits in both. Denormals are zero throughout,
+// as the tiles have it. Roof of 64 rows x 64 keys x 64 dimensions, computed: 64 products, 1,024
+// cycles; about 60 vector instructions a row for the softmax, 2,000 cycles, bound prefill. Measured
+// by `bench_attention`, a prefill takes 0.65 to 0.74 of the time of AVX-512
+// (bench/results/2026-11-29-cpu.md).
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/kernels/attention.h"
+#include "cpu/kernels/paired_attention.h"
 #include "cpu/kernels/tile_product.h"
 #include "cpu/kernels/vec_math.h"
 
@@ -196,7 +198,12 @@ class TileAttention {
 
 template <typename Tiles>
 void tile_attention(const AttentionTask& task) {
-  TileAttention<Tiles>(task).run();
+  const FlushDenormals flush;
+  if (is_paired(task)) {
+    PairedAttention(task).run();
+  } else {
+    TileAttention<Tiles>(task).run();
+  }
 }
 
 }  // namespace
