@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/kernels/attention.h"
+#include "cpu/kernels/row_softmax.h"
 #include "cpu/kernels/tile_shape.h"
 #include "cpu/kernels/vec_math.h"
 
@@ -38,10 +39,14 @@ class FlushDenormals {
   const unsigned before_;
 };
 
-inline void round_lanes(float* x) {
-  BFloat16 rounded[kLanes];
-  store_bfloat16(&rounded[0].bits, load(x));
-  store(x, load(rounded));
+inline Vec load_bfloat16(const uint16_t* bits) {
+  return load(reinterpret_cast<const BFloat16*>(bits));
+}
+
+inline void round_lanes(const float* x, float* out) {
+  uint16_t rounded[kLanes];
+  store_bfloat16(rounded, load(x));
+  store(out, load_bfloat16(rounded));
 }
 
 // Two chains for each of kRows x kVecs sums.
@@ -81,17 +86,20 @@ class PairedAttention {
   explicit PairedAttention(const AttentionTask& task)
       : task_(task),
         head_dim_(task.kv.head_dim),
-        s_(divide_scratch(task.scratch, padded_head_dim(head_dim_))) {}
+        s_(divide_scratch(task.scratch, padded_head_dim(head_dim_))),
+        softmax_(softmax_scratch(task, s_)) {}
 
   void run() {
-    begin_rows(task_, s_);
+    begin_softmax(task_, softmax_.state, task_.num_rows);
     for (int64_t r = 0; r < task_.num_rows; ++r) {
-      for (int64_t d = 0; d < head_dim_; d += kLanes) round_lanes(s_.q + r * head_dim_ + d);
+      const float* q = task_.q + row_offset(task_, r, task_.q_stride);
+      for (int64_t d = 0; d < head_dim_; d += kLanes) round_lanes(q + d, s_.q + r * head_dim_ + d);
     }
     const int64_t end = row_position(task_, task_.num_rows - 1) + 1;
     for (int64_t key = first_tile(task_); key < end; key += kKeyTile) {
       attend<kTileRows>(key, smaller(kKeyTile, end - key));
     }
+    end_sums(task_, s_, softmax_.state);
     end_rows(task_, s_);
   }
 
@@ -104,11 +112,9 @@ class PairedAttention {
     }
     find_slots(key, count);
     for (int64_t j = 0; j < count; j += 2 * kLanes) score<kRows>(j, count);
-    for (int64_t r = 0; r < kRows; ++r) {
-      softmax_row(task_, s_, r, key);
-      for (int64_t j = 0; j < kKeyTile; j += kLanes) {
-        round_lanes(s_.scores + r * kKeyTile + j);
-      }
+    soften_rows(task_, softmax_.state, {0, kRows, key}, s_.scores, softmax_.probabilities);
+    for (int64_t i = 0; i < kRows * kKeyTile; i += kLanes) {
+      store(s_.scores + i, load_bfloat16(softmax_.probabilities + i));
     }
     int64_t col = 0;
     for (; col + 2 * kLanes <= head_dim_; col += 2 * kLanes) weigh<kRows, 2>(col, count);
@@ -187,6 +193,7 @@ class PairedAttention {
   const AttentionTask& task_;
   const int64_t head_dim_;  // a multiple of 16, so rows of the scratch are as long
   const AttentionScratch s_;
+  const SoftmaxScratch softmax_;
   const BFloat16* keys_[kKeyTile / kLanes];
   const BFloat16* values_[kKeyTile];
 };
