@@ -349,11 +349,13 @@ inline Vec soft_cap(Vec score, float cap) { return mul(set1(cap), tanh(div(score
 
 // Hides the keys of the tile outside (position - window, position].
 inline void mask_row(const AttentionTask& task, int64_t position, int64_t begin, float* scores) {
-  const int64_t first =
-      task.sliding_window > 0 ? larger(0, position - task.sliding_window + 1 - begin) : 0;
-  const int64_t end = larger(0, smaller(kKeyTile, position + 1 - begin));
-  for (int64_t j = 0; j < smaller(first, kKeyTile); ++j) scores[j] = -__builtin_inff();
-  for (int64_t j = end; j < kKeyTile; ++j) scores[j] = -__builtin_inff();
+  const int64_t first = task.sliding_window > 0 ? position - task.sliding_window + 1 - begin : 0;
+  const int64_t end = position + 1 - begin;
+  if (first <= 0 && end >= kKeyTile) return;
+  const Vec hidden = set1(-__builtin_inff());
+  for (int64_t j = 0; j < kKeyTile; j += kLanes) {
+    store(scores + j, select_lanes(load(scores + j), hidden, first - j, end - j));
+  }
 }
 
 // Turns a row of scores into probabilities relative to the greatest score so far, and rescales what
@@ -388,13 +390,16 @@ inline void softmax_row(const AttentionTask& task, const AttentionScratch& s, in
   }
 }
 
+// One division a row: a vector's takes as long as sixteen products. A zero of the result has no
+// sign: it would tell which terms of 0 a row has met, and that depends on the other rows of its
+// task.
 inline void end_rows(const AttentionTask& task, const AttentionScratch& s) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
   for (int64_t r = 0; r < task.num_rows; ++r) {
     float* out = task.out + row_offset(task, r, task.out_stride);
-    const Vec sum = set1(s.sum[r]);
+    const Vec share = set1(1.0f / s.sum[r]);
     for (int64_t d = 0; d < head_dim; d += kLanes) {
-      const Vec y = div(load(s.out + r * padded + d), sum);
+      const Vec y = add(mul(load(s.out + r * padded + d), share), zero());
       store_first(out + d, y, smaller(kLanes, head_dim - d));
     }
   }

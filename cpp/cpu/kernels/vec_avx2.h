@@ -75,6 +75,31 @@ inline Vec zero_where_less(Vec x, Vec a, Vec b) {
           _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ), x.hi)};
 }
 
+inline __m256 fraction(__m256 x) {
+  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+  const __m256 infinity = _mm256_set1_ps(__builtin_inff());
+  return _mm256_and_ps(_mm256_cmp_ps(magnitude, infinity, _CMP_NEQ_UQ),
+                       _mm256_sub_ps(x, _mm256_floor_ps(x)));
+}
+// x - floor(x); 0 for an infinity.
+inline Vec fraction(Vec x) { return {fraction(x.lo), fraction(x.hi)}; }
+// y * 2^floor(x) for y in [1, 2] and x <= 126; 0 where x < -126.
+inline Vec scale_by_floor(Vec y, Vec x) {
+  const Vec low = max(set1(-126.0f), x);
+  const Vec power{power_of_two(_mm256_floor_ps(low.lo)), power_of_two(_mm256_floor_ps(low.hi))};
+  return zero_where_less(mul(y, power), x, set1(-126.0f));
+}
+
+// Lanes [first, end) of x, the others of y; the bounds may lie anywhere.
+inline Vec select_lanes(Vec x, Vec y, int64_t first, int64_t end) {
+  const auto half = [&](__m256 a, __m256 b, int64_t offset) {
+    const __m256i mask =
+        _mm256_andnot_si256(first_lanes(first - offset), first_lanes(end - offset));
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+  };
+  return {half(x.lo, y.lo, 0), half(x.hi, y.hi, 8)};
+}
+
 // The sums of bytes 0..15 and 16..31.
 struct HalfSums {
   int32_t low, high;
@@ -105,6 +130,18 @@ inline uint32_t mask_nan(Vec x) { return mask_compare<_CMP_UNORD_Q>(x, x); }
 inline uint32_t mask_equal(Vec a, Vec b) { return mask_compare<_CMP_EQ_OQ>(a, b); }
 inline uint32_t mask_greater(Vec a, Vec b) { return mask_compare<_CMP_GT_OQ>(a, b); }
 inline uint32_t mask_at_least(Vec a, Vec b) { return mask_compare<_CMP_GE_OQ>(a, b); }
+
+// Lane i = the greatest lane of rows[i].
+inline Vec lane_maxima(const Vec (&rows)[16]) {
+  float greatest[16];
+  for (int i = 0; i < 16; ++i) {
+    const __m256 eight = _mm256_max_ps(rows[i].lo, rows[i].hi);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    greatest[i] = _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  return load(greatest);
+}
 
 inline __m256 low_half(Vec x) { return x.lo; }
 inline __m256 high_half(Vec x) { return x.hi; }
@@ -137,6 +174,10 @@ inline __m256i bfloat16_bits(__m256 x) {
 inline void store_bfloat16(uint16_t* p, Vec x) {
   const __m256i both = _mm256_packus_epi32(bfloat16_bits(x.lo), bfloat16_bits(x.hi));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xD8));
+}
+inline void store_bfloat16(uint16_t* p, Vec first, Vec second) {
+  store_bfloat16(p, first);
+  store_bfloat16(p + 16, second);
 }
 inline void store_half(uint16_t* p, Vec x) {
   auto* both = reinterpret_cast<__m128i*>(p);

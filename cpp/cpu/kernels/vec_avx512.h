@@ -26,6 +26,8 @@ inline __mmask16 first_lanes(int64_t n) {
   return n >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1);
 }
 
+inline __mmask16 lanes_below(int64_t n) { return n <= 0 ? 0 : first_lanes(n); }
+
 inline Vec zero() { return {_mm512_setzero_ps()}; }
 inline Vec set1(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -54,9 +56,21 @@ inline Vec round(Vec x) {
 }
 // x * 2^n for whole n in [-126, 127].
 inline Vec scale_by_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+// x - floor(x); 0 for an infinity.
+inline Vec fraction(Vec x) {
+  return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+}
+// y * 2^floor(x) for y in [1, 2] and x <= 126; 0 where x < -126. Requires: denormals are flushed.
+inline Vec scale_by_floor(Vec y, Vec x) { return {_mm512_scalef_ps(y.v, x.v)}; }
 // x where a < b does not hold, else 0.
 inline Vec zero_where_less(Vec x, Vec a, Vec b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
+}
+
+// Lanes [first, end) of x, the others of y; the bounds may lie anywhere.
+inline Vec select_lanes(Vec x, Vec y, int64_t first, int64_t end) {
+  const auto mask = static_cast<__mmask16>(lanes_below(end) & ~lanes_below(first));
+  return {_mm512_mask_mov_ps(y.v, mask, x.v)};
 }
 
 // The sums of bytes 0..15 and 16..31.
@@ -81,6 +95,27 @@ inline uint32_t mask_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _
 inline uint32_t mask_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
 inline uint32_t mask_at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 
+// Lane i = the greatest lane of rows[i].
+inline Vec lane_maxima(const Vec (&rows)[16]) {
+  __m512 pairs[8], fours[4], eights[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pairs[i] = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto across = [](__m512 a, __m512 b) {
+    return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  };
+  for (int i = 0; i < 2; ++i) eights[i] = across(fours[2 * i], fours[2 * i + 1]);
+  return {across(eights[0], eights[1])};
+}
+
 inline __m256 low_half(Vec x) { return _mm512_castps512_ps256(x.v); }
 inline __m256 high_half(Vec x) { return _mm512_extractf32x8_ps(x.v, 1); }
 
@@ -100,6 +135,9 @@ inline Vec load(const BFloat16* p) {
 inline void store_bfloat16(uint16_t* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
+}
+inline void store_bfloat16(uint16_t* p, Vec first, Vec second) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
 }
 inline void store_half(uint16_t* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

@@ -26,8 +26,10 @@ OCTAVO_TEST_EACH_ISA(AttentionTest);
 constexpr DType kCacheTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt8};
 
 const AttentionShape kShapes[] = {
-    {9, 3, 64, 16},         // SmolLM2
-    {4, 4, 48, 16},         // no grouping
+    {9, 3, 64, 16},  // SmolLM2
+    {4, 4, 48, 16},  // no grouping
+    {4, 1, 80, 16},  // four and nine rows in one decode
+    {9, 1, 32, 16},
     {4, 1, 12, 16},         // a head smaller than a vector
     {6, 2, 80, 32},         // head_dim past a tile
     {8, 1, 128, 8},         // blocks smaller than a vector
@@ -72,6 +74,25 @@ TEST_P(AttentionTest, MatchesADoublePrecisionTwin) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, RowsOfTinyNumbersDoNotDependOnChunks) {
+  for (const AttentionShape& shape : kTinyShapes) {
+    for (const float deviation : kTinyDeviations) {
+      constexpr int64_t kLength = 100;
+      const PagedSequences sequences(shape, {kLength}, 5, deviation);
+      const auto b = backend();
+      const auto cache = b->create_kv_cache(sequences.cache_spec(DType::kBFloat16));
+      const auto whole = sequences.run(*b, *cache, {{0, 0, kLength}});
+      for (int64_t p = 0; p < kLength; ++p) {
+        const auto begin = whole.begin() + p * shape.out_width();
+        ASSERT_TRUE(
+            same_bits(sequences.run(*b, *cache, {{0, p, 1}}), {begin, begin + shape.out_width()}))
+            << shape.num_q_heads << " heads of " << shape.head_dim << " position " << p
+            << " deviation " << deviation;
       }
     }
   }

@@ -35,13 +35,27 @@ struct AttentionShape {
   int64_t out_width() const { return num_q_heads * head_dim; }
 };
 
-// Sequences of given lengths, each with random q, k, v rows and blocks scattered over the cache.
+// Attention whose products are denormal or nearly so, for sequences of such deviations: one, three,
+// four and nine query heads of a KV head; sinks that make the probabilities as small.
+inline const AttentionShape kTinyShapes[] = {
+    {1, 1, 64, 16},
+    {9, 3, 48, 16},
+    {4, 1, 64, 32},
+    {9, 1, 64, 16},
+    {3, 1, 64, 16, 0.0f, 0, {41.5f, 43.0f, 87.0f}},
+    {4, 1, 16, 16, 0.0f, 70, {41.5f, 43.0f, 87.0f, 20.0f}},
+};
+inline constexpr float kTinyDeviations[] = {1e-20f, 1e-37f};
+
+// Sequences of given lengths, each with random q, k, v rows of the given deviation and blocks
+// scattered over the cache.
 class PagedSequences {
  public:
-  PagedSequences(const AttentionShape& shape, std::vector<int64_t> lengths, uint32_t seed)
+  PagedSequences(const AttentionShape& shape, std::vector<int64_t> lengths, uint32_t seed,
+                 float deviation = 1.5f)
       : shape_(shape), lengths_(std::move(lengths)) {
     for (const int64_t length : lengths_) {
-      qkv_.push_back(random_floats(length * shape.qkv_width(), seed++, 1.5f));
+      qkv_.push_back(random_floats(length * shape.qkv_width(), seed++, deviation));
       blocks_per_seq_ =
           std::max(blocks_per_seq_, (length + shape.block_size - 1) / shape.block_size);
     }

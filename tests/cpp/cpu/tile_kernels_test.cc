@@ -185,6 +185,8 @@ class Attention {
 const AttentionShape kShapes[] = {
     {9, 3, 64, 16},          // SmolLM2
     {4, 4, 48, 16},          // columns that are no pair of tiles
+    {4, 1, 64, 16},          // four rows in one decode
+    {9, 1, 64, 16},          // nine
     {4, 1, 12, 16},          // a head smaller than a vector
     {6, 2, 80, 32},          // depth past a tile
     {8, 1, 128, 8},          // blocks smaller than a vector
@@ -221,27 +223,50 @@ TEST(TileKernelsTest, AttentionMatchesADoublePrecisionTwin) {
   }
 }
 
+// Runs 150 tokens whole, one at a time and in chunks, beside a sequence of 40.
+void expect_rows_independent(const AttentionShape& shape, float deviation) {
+  constexpr int64_t kLength = 150;
+  const PagedSequences sequences(shape, {kLength, 40}, 5, deviation);
+  const auto run = [&](int threads, const std::vector<int64_t>& cuts) {
+    Attention engine(threads);
+    KVMemory cache(sequences.cache_spec(DType::kBFloat16));
+    std::vector<float> rows;
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+      const int64_t count = cuts[i + 1] - cuts[i];
+      const auto out = sequences.run(engine, cache, {{1, 0, 40}, {0, cuts[i], count}});
+      rows.insert(rows.end(), out.end() - count * shape.out_width(), out.end());
+    }
+    return rows;
+  };
+  std::vector<int64_t> single(kLength + 1);
+  std::iota(single.begin(), single.end(), 0);
+  const auto whole = run(1, {0, kLength});
+  EXPECT_TRUE(same_bits(whole, run(1, single)));
+  EXPECT_TRUE(same_bits(whole, run(2, {0, 1, 16, 17, 63, 64, 100, 129, kLength})));
+}
+
 TEST(TileKernelsTest, AttentionRowsDoNotDependOnChunksOrNeighbours) {
-  for (const AttentionShape& shape : kShapes) {
-    constexpr int64_t kLength = 150;
-    const PagedSequences sequences(shape, {kLength, 40}, 5);
-    const auto run = [&](int threads, const std::vector<int64_t>& cuts) {
-      Attention engine(threads);
-      KVMemory cache(sequences.cache_spec(DType::kBFloat16));
-      std::vector<float> rows;
-      for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-        const int64_t count = cuts[i + 1] - cuts[i];
-        const auto out = sequences.run(engine, cache, {{1, 0, 40}, {0, cuts[i], count}});
-        rows.insert(rows.end(), out.end() - count * shape.out_width(), out.end());
-      }
-      return rows;
-    };
-    std::vector<int64_t> single(kLength + 1);
-    std::iota(single.begin(), single.end(), 0);
-    const auto whole = run(1, {0, kLength});
-    EXPECT_TRUE(same_bits(whole, run(1, single)));
-    EXPECT_TRUE(same_bits(whole, run(2, {0, 1, 16, 17, 63, 64, 100, 129, kLength})));
+  for (const AttentionShape& shape : kShapes) expect_rows_independent(shape, 1.5f);
+}
+
+TEST(TileKernelsTest, AttentionRowsOfTinyNumbersDoNotDependOnChunks) {
+  for (const AttentionShape& shape : kTinyShapes) {
+    for (const float deviation : kTinyDeviations) {
+      SCOPED_TRACE(testing::Message() << shape.num_q_heads << " heads of " << shape.head_dim
+                                      << ", deviation " << deviation);
+      expect_rows_independent(shape, deviation);
+    }
   }
+}
+
+TEST(TileKernelsTest, AttentionLeavesTheFloatingPointModeAsItWas) {
+  const unsigned before = _mm_getcsr();
+  const PagedSequences sequences(kTinyShapes[0], {20}, 5);
+  Attention engine;
+  KVMemory cache(sequences.cache_spec(DType::kBFloat16));
+  sequences.run(engine, cache, {{0, 0, 20}});
+  const unsigned mode = 0xFFC0;  // without the flags of what has happened
+  EXPECT_EQ(_mm_getcsr() & mode, before & mode);
 }
 
 // What an ended sequence left in its blocks is never seen, not even as 0 * NaN.

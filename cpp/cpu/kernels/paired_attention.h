@@ -1,0 +1,202 @@
+// Attention of a few rows over a bfloat16 cache, straight from the cache, in the order of
+// TDPBF16PS: for 32 terms at a time the even and the odd ones are two chains of fused multiply-adds
+// from 0, whose sum joins the total. With denormals flushed the results are the bits of
+// tile_attention.h: terms that are left out here are zeros there, which change no more than the
+// sign of a zero, and end_rows() takes that off. Bound: cache bandwidth.
+// Source: Intel SDM volume 2, TDPBF16PS.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/row_softmax.h"
+#include "cpu/kernels/tile_shape.h"
+#include "cpu/kernels/vec_math.h"
+
+namespace octavo::cpu {
+namespace {
+
+// Denormals are zero as operands and as results of what reads or writes memory while one of these
+// lives. The compiler takes arithmetic for independent of the mode, so accesses to memory, which
+// its operands and results pass through, are kept on their side of each change.
+class FlushDenormals {
+ public:
+  FlushDenormals() : before_(_mm_getcsr()) {
+    change_to(before_ | _MM_FLUSH_ZERO_ON | kDenormalsAreZero);
+  }
+  ~FlushDenormals() { change_to(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  static constexpr unsigned kDenormalsAreZero = 0x40;
+
+  static void change_to(unsigned mode) {
+    __asm__ volatile("" ::: "memory");
+    _mm_setcsr(mode);
+    __asm__ volatile("" ::: "memory");
+  }
+
+  const unsigned before_;
+};
+
+inline Vec load_bfloat16(const uint16_t* bits) {
+  return load(reinterpret_cast<const BFloat16*>(bits));
+}
+
+inline void round_lanes(const float* x, float* out) {
+  uint16_t rounded[kLanes];
+  store_bfloat16(rounded, load(x));
+  store(out, load_bfloat16(rounded));
+}
+
+// Two chains for each of kRows x kVecs sums.
+template <int kRows, int kVecs>
+struct PairedSums {
+  Vec even[kRows][kVecs] = {};
+  Vec odd[kRows][kVecs] = {};
+
+  void add_even(int row, const Vec (&column)[kVecs], float x) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) even[row][v] = fma(set1(x), column[v], even[row][v]);
+  }
+  void add_odd(int row, const Vec (&column)[kVecs], float x) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) odd[row][v] = fma(set1(x), column[v], odd[row][v]);
+  }
+  void join(Vec (&total)[kRows][kVecs]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) total[r][v] = add(total[r][v], add(even[r][v], odd[r][v]));
+    }
+  }
+};
+
+// Rows of a task up to which this is faster than tiles; 0 = never.
+inline constexpr int64_t kMaxPairedRows = 6;
+static_assert(kMaxPairedRows <= kTileRows);
+
+inline bool is_paired(const AttentionTask& task) {
+  return task.num_rows <= kMaxPairedRows && reads_in_place(task);
+}
+
+// Requires: is_paired(task).
+class PairedAttention {
+ public:
+  explicit PairedAttention(const AttentionTask& task)
+      : task_(task),
+        head_dim_(task.kv.head_dim),
+        s_(divide_scratch(task.scratch, padded_head_dim(head_dim_))),
+        softmax_(softmax_scratch(task, s_)) {}
+
+  void run() {
+    begin_softmax(task_, softmax_.state, task_.num_rows);
+    for (int64_t r = 0; r < task_.num_rows; ++r) {
+      const float* q = task_.q + row_offset(task_, r, task_.q_stride);
+      for (int64_t d = 0; d < head_dim_; d += kLanes) round_lanes(q + d, s_.q + r * head_dim_ + d);
+    }
+    const int64_t end = row_position(task_, task_.num_rows - 1) + 1;
+    for (int64_t key = first_tile(task_); key < end; key += kKeyTile) {
+      attend<kTileRows>(key, smaller(kKeyTile, end - key));
+    }
+    end_sums(task_, s_, softmax_.state);
+    end_rows(task_, s_);
+  }
+
+ private:
+  template <int kRows>
+  void attend(int64_t key, int64_t count) {
+    if (task_.num_rows < kRows) {
+      if constexpr (kRows > 1) attend<kRows - 1>(key, count);
+      return;
+    }
+    find_slots(key, count);
+    for (int64_t j = 0; j < count; j += 2 * kLanes) score<kRows>(j, count);
+    soften_rows(task_, softmax_.state, {0, kRows, key}, s_.scores, softmax_.probabilities);
+    for (int64_t i = 0; i < kRows * kKeyTile; i += kLanes) {
+      store(s_.scores + i, load_bfloat16(softmax_.probabilities + i));
+    }
+    int64_t col = 0;
+    for (; col + 2 * kLanes <= head_dim_; col += 2 * kLanes) weigh<kRows, 2>(col, count);
+    if (col < head_dim_) weigh<kRows, 1>(col, count);
+  }
+
+  // Where the keys of each vector and the value of each slot lie.
+  void find_slots(int64_t key, int64_t count) {
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const TilePart part = part_at(task_, key + j, kLanes);
+      keys_[j / kLanes] = part.keys<BFloat16>();
+      for (int64_t i = 0; i < kLanes; ++i) values_[j + i] = part.values<BFloat16>() + i * head_dim_;
+    }
+  }
+
+  // scores of two vectors of keys; a second one past `count` repeats the first, and the mask hides
+  // it.
+  template <int kRows>
+  void score(int64_t j, int64_t count) const {
+    const BFloat16* first = keys_[j / kLanes];
+    const BFloat16* second = j + kLanes < count ? keys_[j / kLanes + 1] : first;
+    const int64_t stride = task_.kv.block_size;
+    Vec total[kRows][2] = {};
+    for (int64_t begin = 0; begin < head_dim_; begin += kTileDepth) {
+      PairedSums<kRows, 2> sums;
+      for (int64_t d = begin; d < smaller(head_dim_, begin + kTileDepth); d += 2) {
+        const Vec even[2] = {load(first + d * stride), load(second + d * stride)};
+        const Vec odd[2] = {load(first + (d + 1) * stride), load(second + (d + 1) * stride)};
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          sums.add_even(r, even, s_.q[r * head_dim_ + d]);
+          sums.add_odd(r, odd, s_.q[r * head_dim_ + d + 1]);
+        }
+      }
+      sums.join(total);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      store(s_.scores + r * kKeyTile + j, total[r][0]);
+      store(s_.scores + r * kKeyTile + j + kLanes, total[r][1]);
+    }
+  }
+
+  template <int kVecs>
+  static void load_columns(const BFloat16* row, Vec (&out)[kVecs]) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) out[v] = load(row + v * kLanes);
+  }
+
+  // out += probabilities x values for kVecs vectors of dimensions.
+  template <int kRows, int kVecs>
+  void weigh(int64_t col, int64_t count) const {
+    Vec total[kRows][kVecs];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) total[r][v] = load(s_.out + r * head_dim_ + col + v * kLanes);
+    }
+    for (int64_t begin = 0; begin < count; begin += kTileDepth) {
+      PairedSums<kRows, kVecs> sums;
+      const int64_t end = smaller(count, begin + kTileDepth);
+      for (int64_t j = begin; j < end; j += 2) {
+        Vec even[kVecs], odd[kVecs];
+        load_columns(values_[j] + col, even);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sums.add_even(r, even, s_.scores[r * kKeyTile + j]);
+        if (j + 1 == end) break;
+        load_columns(values_[j + 1] + col, odd);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sums.add_odd(r, odd, s_.scores[r * kKeyTile + j + 1]);
+      }
+      sums.join(total);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) store(s_.out + r * head_dim_ + col + v * kLanes, total[r][v]);
+    }
+  }
+
+  const AttentionTask& task_;
+  const int64_t head_dim_;  // a multiple of 16, so rows of the scratch are as long
+  const AttentionScratch s_;
+  const SoftmaxScratch softmax_;
+  const BFloat16* keys_[kKeyTile / kLanes];
+  const BFloat16* values_[kKeyTile];
+};
+
+}  // namespace
+}  // namespace octavo::cpu
