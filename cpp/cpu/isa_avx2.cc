@@ -39,11 +39,13 @@ struct PairedProduct {
       for (int r = 0; r < kRows; ++r) {
         acc[r][0] = fma(set1(x[r * x_stride + k]), first, acc[r][0]);
       }
-      // All sixteen registers are in use, so operands of the second half that are loaded early
-      // would push accumulators out to memory: their place is not known until the first half is
-      // done.
+      // The widest tile takes all sixteen registers, so operands of the second half that are loaded
+      // early would push accumulators out to memory: their place is not known until the first half
+      // is done.
       int64_t next = k + 1;
-      asm("" : "+r"(next) : "x"(acc[kRows - 1][0].lo), "x"(acc[kRows - 1][0].hi));
+      if constexpr (kRows == kMaxRows) {
+        asm("" : "+r"(next) : "x"(acc[kRows - 1][0].lo), "x"(acc[kRows - 1][0].hi));
+      }
       const Vec second = odd(pairs);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
