@@ -1,6 +1,7 @@
 // The kernels on the AMX tile registers: GEMMs and attention over a bfloat16 cache. Everything else
 // is the AVX-512 table's.
 #include "cpu/isa_tables.h"
+#include "cpu/kernels/paired_cache.h"
 #include "cpu/kernels/tile_attention.h"
 #include "cpu/kernels/tile_gemm_bfloat16.h"
 #include "cpu/kernels/tile_gemm_quantized.h"
@@ -36,6 +37,7 @@ void add_amx_kernels(Kernels& k) {
   add_quantized_gemm<PanelFormat::kInt4Min>(k);
   add_quantized_gemm<PanelFormat::kInt5Min>(k);
   add_quantized_gemm<PanelFormat::kInt6>(k);
+  k.write_kv[static_cast<int>(KVFormat::kBFloat16)] = write_paired_kv;
   k.attention[static_cast<int>(KVFormat::kBFloat16)] = tile_attention<AmxTiles>;
 }
 

@@ -40,6 +40,7 @@ inline constexpr int kNumKVFormats = 4;
 // block * block_stride_bytes from each base: keys [head_dim][block_size], so that one dimension of
 // consecutive keys is one vector; values [block_size][head_dim]; for kInt8 float32 scales of keys
 // and of values, [block_size] each: 1/127 of the greatest magnitude of the slot's key or value.
+// The AMX table keeps kBFloat16 in pairs (kernels/paired_cache.h), which take the same room.
 struct KVHeadView {
   std::byte* key_base = nullptr;
   std::byte* value_base = nullptr;
@@ -117,7 +118,7 @@ struct Kernels {
   void (*rope_half)(float* head, const float* cos, const float* sin, int64_t rotary_dim);
   void (*rope_interleaved)(float* head, const float* cos, const float* sin, int64_t rotary_dim);
 
-  // Writes key and value [head_dim] of one token.
+  // Writes key and value [head_dim] of one token. Only this table's attention may read them.
   void (*write_kv[kNumKVFormats])(const KVHeadView& kv, int64_t slot, const float* key,
                                   const float* value);
   void (*attention[kNumKVFormats])(const AttentionTask& task);

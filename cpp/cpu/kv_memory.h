@@ -9,7 +9,8 @@ namespace octavo::cpu {
 
 // Layout: [layer][block]{keys [kv_head][head_dim][block_size], values
 // [kv_head][block_size][head_dim]}. Keys are transposed inside a block so that one dimension of 16
-// consecutive keys is one vector. Pages are taken when a block is first written.
+// consecutive keys is one vector; the AMX table keeps bfloat16 in pairs instead (paired_cache.h).
+// Pages are taken when a block is first written.
 class KVMemory final : public KVCache {
  public:
   // Throws OutOfMemoryError, ConfigError for a dtype that the CPU does not keep.

@@ -1,6 +1,7 @@
 #include "cpu/paged_attention.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "base/check.h"
 
@@ -33,21 +34,32 @@ void PagedAttention::rope_and_cache(TensorView qkv, const RopeTable& rope,
   });
 }
 
-void PagedAttention::plan(const ForwardInputs& inputs, int64_t group) {
+// The longest first, so that the threads end together.
+void PagedAttention::plan(const ForwardInputs& inputs, const AttentionParams& params) {
+  const int64_t group = params.num_q_heads / params.num_kv_heads;
   blocks_.clear();
   for (int64_t s = 0; s < inputs.num_seqs; ++s) {
-    const int64_t rows = (inputs.query_start_loc[s + 1] - inputs.query_start_loc[s]) * group;
+    const int64_t query_len = inputs.query_start_loc[s + 1] - inputs.query_start_loc[s];
+    const int64_t rows = query_len * group, computed = inputs.seq_lens[s] - query_len;
     for (int64_t begin = 0; begin < rows; begin += kQueryRows) {
-      blocks_.push_back({static_cast<int32_t>(s), begin, std::min(kQueryRows, rows - begin)});
+      const int64_t num_rows = std::min(kQueryRows, rows - begin);
+      int64_t keys = computed + (begin + num_rows - 1) / group + 1;
+      if (params.sliding_window > 0) {
+        keys = std::min(keys, params.sliding_window + (num_rows - 1) / group);
+      }
+      blocks_.push_back({static_cast<int32_t>(s), begin, num_rows, num_rows * keys});
     }
   }
+  std::ranges::sort(blocks_, [](const RowBlock& a, const RowBlock& b) {
+    return std::tie(b.cost, a.sequence, a.row_begin) < std::tie(a.cost, b.sequence, b.row_begin);
+  });
 }
 
 void PagedAttention::run(TensorView qkv, const ForwardInputs& inputs, const AttentionParams& params,
                          const KVMemory& cache, TensorView out) {
   check(params.num_q_heads % params.num_kv_heads == 0, "query heads do not divide over KV heads");
   const int64_t group = params.num_q_heads / params.num_kv_heads;
-  plan(inputs, group);
+  plan(inputs, params);
   const int64_t scratch_floats = (attention_scratch_floats(params.head_dim) + 15) / 16 * 16;
   float* scratch = scratch_.get<float>(scratch_floats * pool_.num_threads());
   const auto kernel = kernels_.attention[static_cast<int>(cache.format())];

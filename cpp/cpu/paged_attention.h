@@ -27,9 +27,10 @@ class PagedAttention {
     int32_t sequence;
     int64_t row_begin;
     int64_t num_rows;
+    int64_t cost;  // rows x keys
   };
 
-  void plan(const ForwardInputs& inputs, int64_t group);
+  void plan(const ForwardInputs& inputs, const AttentionParams& params);
 
   const Kernels& kernels_;
   ThreadPool& pool_;

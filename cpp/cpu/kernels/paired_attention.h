@@ -1,4 +1,4 @@
-// Attention of a few rows over a bfloat16 cache, straight from the cache, in the order of
+// Attention of a few rows over a cache in pairs (paired_cache.h), straight from it, in the order of
 // TDPBF16PS: for 32 terms at a time the even and the odd ones are two chains of fused multiply-adds
 // from 0, whose sum joins the total. With denormals flushed the results are the bits of
 // tile_attention.h: terms that are left out here are zeros there, which change no more than the
@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/kernels/attention.h"
+#include "cpu/kernels/paired_cache.h"
 #include "cpu/kernels/row_softmax.h"
 #include "cpu/kernels/tile_shape.h"
 #include "cpu/kernels/vec_math.h"
@@ -55,13 +56,13 @@ struct PairedSums {
   Vec even[kRows][kVecs] = {};
   Vec odd[kRows][kVecs] = {};
 
-  void add_even(int row, const Vec (&column)[kVecs], float x) {
+  void add_even(int row, const PairVecs (&column)[kVecs], float x) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) even[row][v] = fma(set1(x), column[v], even[row][v]);
+    for (int v = 0; v < kVecs; ++v) even[row][v] = fma(set1(x), column[v].even, even[row][v]);
   }
-  void add_odd(int row, const Vec (&column)[kVecs], float x) {
+  void add_odd(int row, const PairVecs (&column)[kVecs], float x) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) odd[row][v] = fma(set1(x), column[v], odd[row][v]);
+    for (int v = 0; v < kVecs; ++v) odd[row][v] = fma(set1(x), column[v].odd, odd[row][v]);
   }
   void join(Vec (&total)[kRows][kVecs]) const {
 #pragma GCC unroll 8
@@ -76,11 +77,7 @@ struct PairedSums {
 inline constexpr int64_t kMaxPairedRows = 6;
 static_assert(kMaxPairedRows <= kTileRows);
 
-inline bool is_paired(const AttentionTask& task) {
-  return task.num_rows <= kMaxPairedRows && reads_in_place(task);
-}
-
-// Requires: is_paired(task).
+// Requires: is_kept_in_pairs(task.kv), num_rows <= kMaxPairedRows.
 class PairedAttention {
  public:
   explicit PairedAttention(const AttentionTask& task)
@@ -112,7 +109,7 @@ class PairedAttention {
     }
     find_slots(key, count);
     for (int64_t j = 0; j < count; j += 2 * kLanes) score<kRows>(j, count);
-    soften_rows(task_, softmax_.state, {0, kRows, key}, s_.scores, softmax_.probabilities);
+    soften_rows(task_, softmax_.state, {0, kRows, key, count}, s_.scores, softmax_.probabilities);
     for (int64_t i = 0; i < kRows * kKeyTile; i += kLanes) {
       store(s_.scores + i, load_bfloat16(softmax_.probabilities + i));
     }
@@ -121,12 +118,14 @@ class PairedAttention {
     if (col < head_dim_) weigh<kRows, 1>(col, count);
   }
 
-  // Where the keys of each vector and the value of each slot lie.
+  // Where the keys of each vector and the values of each pair of slots lie.
   void find_slots(int64_t key, int64_t count) {
     for (int64_t j = 0; j < count; j += kLanes) {
       const TilePart part = part_at(task_, key + j, kLanes);
-      keys_[j / kLanes] = part.keys<BFloat16>();
-      for (int64_t i = 0; i < kLanes; ++i) values_[j + i] = part.values<BFloat16>() + i * head_dim_;
+      keys_[j / kLanes] = paired_keys(part);
+      for (int64_t i = 0; i < kLanes; i += 2) {
+        values_[(j + i) / 2] = paired_values(part) + i * head_dim_;
+      }
     }
   }
 
@@ -134,19 +133,18 @@ class PairedAttention {
   // it.
   template <int kRows>
   void score(int64_t j, int64_t count) const {
-    const BFloat16* first = keys_[j / kLanes];
-    const BFloat16* second = j + kLanes < count ? keys_[j / kLanes + 1] : first;
-    const int64_t stride = task_.kv.block_size;
+    const uint16_t* first = keys_[j / kLanes];
+    const uint16_t* second = j + kLanes < count ? keys_[j / kLanes + 1] : first;
+    const int64_t stride = task_.kv.block_size;  // of one dimension
     Vec total[kRows][2] = {};
     for (int64_t begin = 0; begin < head_dim_; begin += kTileDepth) {
       PairedSums<kRows, 2> sums;
       for (int64_t d = begin; d < smaller(head_dim_, begin + kTileDepth); d += 2) {
-        const Vec even[2] = {load(first + d * stride), load(second + d * stride)};
-        const Vec odd[2] = {load(first + (d + 1) * stride), load(second + (d + 1) * stride)};
+        const PairVecs keys[2] = {load_pairs(first + d * stride), load_pairs(second + d * stride)};
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          sums.add_even(r, even, s_.q[r * head_dim_ + d]);
-          sums.add_odd(r, odd, s_.q[r * head_dim_ + d + 1]);
+          sums.add_even(r, keys, s_.q[r * head_dim_ + d]);
+          sums.add_odd(r, keys, s_.q[r * head_dim_ + d + 1]);
         }
       }
       sums.join(total);
@@ -155,12 +153,6 @@ class PairedAttention {
       store(s_.scores + r * kKeyTile + j, total[r][0]);
       store(s_.scores + r * kKeyTile + j + kLanes, total[r][1]);
     }
-  }
-
-  template <int kVecs>
-  static void load_columns(const BFloat16* row, Vec (&out)[kVecs]) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) out[v] = load(row + v * kLanes);
   }
 
   // out += probabilities x values for kVecs vectors of dimensions.
@@ -174,14 +166,16 @@ class PairedAttention {
       PairedSums<kRows, kVecs> sums;
       const int64_t end = smaller(count, begin + kTileDepth);
       for (int64_t j = begin; j < end; j += 2) {
-        Vec even[kVecs], odd[kVecs];
-        load_columns(values_[j] + col, even);
+        PairVecs values[kVecs];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) {
+          values[v] = load_pairs(values_[j / 2] + 2 * (col + v * kLanes));
+        }
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sums.add_even(r, even, s_.scores[r * kKeyTile + j]);
+        for (int r = 0; r < kRows; ++r) sums.add_even(r, values, s_.scores[r * kKeyTile + j]);
         if (j + 1 == end) break;
-        load_columns(values_[j + 1] + col, odd);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sums.add_odd(r, odd, s_.scores[r * kKeyTile + j + 1]);
+        for (int r = 0; r < kRows; ++r) sums.add_odd(r, values, s_.scores[r * kKeyTile + j + 1]);
       }
       sums.join(total);
     }
@@ -194,8 +188,8 @@ class PairedAttention {
   const int64_t head_dim_;  // a multiple of 16, so rows of the scratch are as long
   const AttentionScratch s_;
   const SoftmaxScratch softmax_;
-  const BFloat16* keys_[kKeyTile / kLanes];
-  const BFloat16* values_[kKeyTile];
+  const uint16_t* keys_[kKeyTile / kLanes];
+  const uint16_t* values_[kKeyTile / 2];
 };
 
 }  // namespace

@@ -96,9 +96,10 @@ inline void end_sums(const AttentionTask& task, const AttentionScratch& s,
   }
 }
 
-// Up to sixteen rows of a task from `row` on at the tile of keys from `key` on.
+// Up to sixteen rows of a task from `row` on at the tile of keys from `key` on, of which they see
+// none past the first `num_keys`.
 struct ScoredRows {
-  int64_t row, num_rows, key;
+  int64_t row, num_rows, key, num_keys;
 };
 
 // Soft cap and mask of scores [16, 64].
@@ -142,26 +143,41 @@ inline void raise_maxima(const SoftmaxState& s, int64_t row, int64_t num_rows, V
   }
 }
 
-// Turns scores [16, 64] into probabilities [16, 64] in bfloat16.
-inline void soften_rows(const AttentionTask& task, const SoftmaxState& s, const ScoredRows& at,
-                        float* scores, uint16_t* probabilities) {
-  const int64_t row = at.row, num_rows = at.num_rows;
-  prepare_scores(task, at, scores);
-  float offsets[kLanes];
-  raise_maxima(s, row, num_rows, row_maxima(scores, num_rows), offsets);
+// The last part of soften_rows() for the first kVecs vectors of keys.
+template <int kVecs>
+void exponentiate_rows(const SoftmaxState& s, const ScoredRows& at, const float* scores,
+                       const float* offsets, uint16_t* probabilities) {
   const Vec scale = set1(s.unit * kLog2E);
 #pragma GCC unroll 2
-  for (int64_t r = 0; r < num_rows; ++r) {
+  for (int64_t r = 0; r < at.num_rows; ++r) {
     const Vec offset = set1(offsets[r]);
-    Vec p[4];
+    Vec p[4] = {zero(), zero(), zero(), zero()};
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
+    for (int v = 0; v < kVecs; ++v) {
       p[v] = exp2(fma(load(scores + r * kKeyTile + v * kLanes), scale, offset));
     }
-    float* sums = s.sums + (row + r) * kLanes;
+    float* sums = s.sums + (at.row + r) * kLanes;
     store(sums, add(load(sums), add(add(p[0], p[1]), add(p[2], p[3]))));
     store_bfloat16(probabilities + r * kKeyTile, p[0], p[1]);
-    store_bfloat16(probabilities + r * kKeyTile + 2 * kLanes, p[2], p[3]);
+    if (kVecs > 2) store_bfloat16(probabilities + r * kKeyTile + 2 * kLanes, p[2], p[3]);
+  }
+}
+
+// Turns scores [16, 64] into probabilities [16, 64] in bfloat16, up to the 32 keys that the last
+// visible one belongs to.
+inline void soften_rows(const AttentionTask& task, const SoftmaxState& s, const ScoredRows& at,
+                        float* scores, uint16_t* probabilities) {
+  prepare_scores(task, at, scores);
+  float offsets[kLanes];
+  raise_maxima(s, at.row, at.num_rows, row_maxima(scores, at.num_rows), offsets);
+  if (at.num_keys > 3 * kLanes) {
+    exponentiate_rows<4>(s, at, scores, offsets, probabilities);
+  } else if (at.num_keys > 2 * kLanes) {
+    exponentiate_rows<3>(s, at, scores, offsets, probabilities);
+  } else if (at.num_keys > kLanes) {
+    exponentiate_rows<2>(s, at, scores, offsets, probabilities);
+  } else {
+    exponentiate_rows<1>(s, at, scores, offsets, probabilities);
   }
 }
 

@@ -186,15 +186,24 @@ inline void store_half(uint16_t* p, Vec x) {
   _mm_storeu_si128(both, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(both + 1, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
 }
-// out[2 i] = a[i], out[2 i + 1] = b[i] for sixteen elements.
-inline void store_pairs(uint16_t* out, const uint16_t* a, const uint16_t* b) {
-  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
-  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-  const __m256i low = _mm256_unpacklo_epi16(first, second);
-  const __m256i high = _mm256_unpackhi_epi16(first, second);
-  auto* pairs = reinterpret_cast<__m256i*>(out);
-  _mm256_storeu_si256(pairs, _mm256_permute2x128_si256(low, high, 0x20));
-  _mm256_storeu_si256(pairs + 1, _mm256_permute2x128_si256(low, high, 0x31));
+// Sixteen pairs of bfloat16 as float32.
+struct PairVecs {
+  Vec even, odd;
+};
+inline PairVecs load_pairs(const uint16_t* p) {
+  const __m256i high = _mm256_set1_epi32(-0x10000);
+  const auto* bits = reinterpret_cast<const __m256i*>(p);
+  const __m256i a = _mm256_loadu_si256(bits), b = _mm256_loadu_si256(bits + 1);
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+           _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
+          {_mm256_castsi256_ps(_mm256_and_si256(a, high)),
+           _mm256_castsi256_ps(_mm256_and_si256(b, high))}};
+}
+// out[2 i] = x[i] rounded to bfloat16; what lies between is not written, not even with itself.
+inline void store_every_other(uint16_t* out, Vec x) {
+  uint16_t bits[16];
+  store_bfloat16(bits, x);
+  for (int i = 0; i < 16; ++i) out[2 * i] = bits[i];
 }
 
 inline Vec load(const int32_t* p) {

@@ -143,15 +143,19 @@ inline void store_half(uint16_t* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
-// out[2 i] = a[i], out[2 i + 1] = b[i] for sixteen elements.
-inline void store_pairs(uint16_t* out, const uint16_t* a, const uint16_t* b) {
-  const __m512i order =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
-                       23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
-  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(order, both));
+// Sixteen pairs of bfloat16 as float32.
+struct PairVecs {
+  Vec even, odd;
+};
+inline PairVecs load_pairs(const uint16_t* p) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  const __m512i odd = _mm512_and_si512(bits, _mm512_set1_epi32(-0x10000));
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))}, {_mm512_castsi512_ps(odd)}};
+}
+// out[2 i] = x[i] rounded to bfloat16; what lies between is not written, not even with itself.
+inline void store_every_other(uint16_t* out, Vec x) {
+  const auto bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v));
+  _mm512_mask_storeu_epi16(out, 0x55555555, _mm512_cvtepu16_epi32(bits));
 }
 
 inline Vec load(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }

@@ -16,8 +16,8 @@ class AttentionTest : public EachIsa {
   static bool has_tiles(DType dtype) {
     return GetParam() == Isa::kAmx && dtype == DType::kBFloat16;
   }
-  static DType query_type(DType dtype) {
-    return has_tiles(dtype) ? DType::kBFloat16 : DType::kFloat32;
+  static DType query_type(DType dtype, const AttentionShape& shape) {
+    return has_tiles(dtype) ? tile_query_type(shape) : DType::kFloat32;
   }
   static double tolerance(DType dtype) { return has_tiles(dtype) ? 0.014 : 1.5e-5; }
 };
@@ -66,7 +66,7 @@ TEST_P(AttentionTest, MatchesADoublePrecisionTwin) {
       for (const Chunk& c : kRagged) {
         for (int64_t p = c.computed; p < c.computed + c.scheduled; ++p) {
           for (int64_t h = 0; h < shape.num_q_heads; ++h, row += shape.head_dim) {
-            const auto expected = sequences.twin(c.sequence, p, h, dtype, query_type(dtype));
+            const auto expected = sequences.twin(c.sequence, p, h, dtype, query_type(dtype, shape));
             for (int64_t d = 0; d < shape.head_dim; ++d) {
               ASSERT_NEAR(row[d], expected[d], tolerance(dtype))
                   << "head_dim " << shape.head_dim << " sequence " << c.sequence << " position "

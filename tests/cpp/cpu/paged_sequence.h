@@ -31,9 +31,16 @@ struct AttentionShape {
   int64_t sliding_window = 0;
   std::vector<float> sinks = {};  // none, or one a query head
 
+  // Heads and blocks that the tiles take; others go through the vector units.
+  bool fits_tiles() const { return head_dim % 16 == 0 && block_size % 16 == 0; }
   int64_t qkv_width() const { return (num_q_heads + 2 * num_kv_heads) * head_dim; }
   int64_t out_width() const { return num_q_heads * head_dim; }
 };
+
+// What tiles round queries to.
+inline DType tile_query_type(const AttentionShape& shape) {
+  return shape.fits_tiles() ? DType::kBFloat16 : DType::kFloat32;
+}
 
 // Attention whose products are denormal or nearly so, for sequences of such deviations: one, three,
 // four and nine query heads of a KV head; sinks that make the probabilities as small.

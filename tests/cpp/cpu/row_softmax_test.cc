@@ -99,7 +99,7 @@ TEST(RowSoftmaxTest, TwoTilesMatchADoublePrecisionTwin) {
                                          random_floats(16 * kKeyTile, 2, 8.0f)};
     std::vector<float> probabilities;
     for (int64_t t = 0; t < 2; ++t) {
-      const auto p = softmax.soften(tiles[t], {0, 16, t * kKeyTile});
+      const auto p = softmax.soften(tiles[t], {0, 16, t * kKeyTile, kKeyTile});
       if (t == 0) std::fill(softmax.out.begin(), softmax.out.end(), 1.0f);
       probabilities = p;
     }
@@ -131,11 +131,11 @@ TEST(RowSoftmaxTest, RowsDoNotDependOnEachOther) {
   const Case c{0.0f, 0, 3};
   const auto scores = random_floats(16 * kKeyTile, 3, 4.0f);
   Softmax together(c), apart(c);
-  const auto expected = together.soften(scores, {0, 16, kKeyTile});
+  const auto expected = together.soften(scores, {0, 16, kKeyTile, kKeyTile});
   for (int64_t row = 0; row < 16; row += 5) {
     const int64_t count = std::min<int64_t>(5, 16 - row);
     const auto first = scores.begin() + row * kKeyTile;
-    const auto p = apart.soften({first, first + count * kKeyTile}, {row, count, kKeyTile});
+    const auto p = apart.soften({first, first + count * kKeyTile}, {row, count, kKeyTile, kKeyTile});
     EXPECT_TRUE(same_bits(
         p, {expected.begin() + row * kKeyTile, expected.begin() + (row + count) * kKeyTile}));
   }

@@ -33,6 +33,7 @@ const Kernels& tile_kernels() {
     add_quantized_gemm<PanelFormat::kInt4Min>(k);
     add_quantized_gemm<PanelFormat::kInt5Min>(k);
     add_quantized_gemm<PanelFormat::kInt6>(k);
+    k.write_kv[static_cast<int>(KVFormat::kBFloat16)] = write_paired_kv;
     k.attention[static_cast<int>(KVFormat::kBFloat16)] = tile_attention<PlainTiles>;
     return k;
   }();
@@ -185,6 +186,8 @@ class Attention {
 const AttentionShape kShapes[] = {
     {9, 3, 64, 16},          // SmolLM2
     {4, 4, 48, 16},          // columns that are no pair of tiles
+    {9, 3, 64, 64},          // values in one block
+    {8, 1, 32, 48},          // values in one block or in two
     {4, 1, 64, 16},          // four rows in one decode
     {9, 1, 64, 16},          // nine
     {4, 1, 12, 16},          // a head smaller than a vector
@@ -211,7 +214,7 @@ TEST(TileKernelsTest, AttentionMatchesADoublePrecisionTwin) {
       for (int64_t p = c.computed; p < c.computed + c.scheduled; ++p) {
         for (int64_t h = 0; h < shape.num_q_heads; ++h, row += shape.head_dim) {
           const auto expected =
-              sequences.twin(c.sequence, p, h, DType::kBFloat16, DType::kBFloat16);
+              sequences.twin(c.sequence, p, h, DType::kBFloat16, tile_query_type(shape));
           for (int64_t d = 0; d < shape.head_dim; ++d) {
             // Probabilities are rounded by 2^-9 at most; values reach 7.
             ASSERT_NEAR(row[d], expected[d], 0.014)
@@ -271,23 +274,35 @@ TEST(TileKernelsTest, AttentionLeavesTheFloatingPointModeAsItWas) {
 
 // What an ended sequence left in its blocks is never seen, not even as 0 * NaN.
 TEST(TileKernelsTest, AttentionDoesNotSeeStaleSlots) {
-  const AttentionShape shape{4, 2, 40, 16};
-  const PagedSequences sequences(shape, {37}, 3);
-  Attention engine;
-  KVMemory fresh(sequences.cache_spec(DType::kBFloat16));
-  KVMemory used(sequences.cache_spec(DType::kBFloat16));
-  const std::vector<float> bad(shape.head_dim, NAN);
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (int64_t slot = 0; slot < 48; ++slot) {
-      tile_kernels().write_kv[static_cast<int>(KVFormat::kBFloat16)](used.head(0, head), slot,
-                                                                     bad.data(), bad.data());
+  for (const AttentionShape& shape : {AttentionShape{4, 2, 48, 16},
+                                      {4, 2, 64, 32},
+                                      {9, 1, 32, 64},
+                                      {2, 2, 128, 48},
+                                      {4, 2, 40, 16}}) {
+    const PagedSequences sequences(shape, {101}, 3);
+    Attention engine;
+    const KVCacheSpec spec = sequences.cache_spec(DType::kBFloat16);
+    KVMemory fresh(spec), used(spec);
+    const std::vector<float> bad(shape.head_dim, NAN);
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      for (int64_t slot = 0; slot < spec.num_blocks * spec.block_size; ++slot) {
+        tile_kernels().write_kv[static_cast<int>(KVFormat::kBFloat16)](used.head(0, head), slot,
+                                                                       bad.data(), bad.data());
+      }
+    }
+    for (const Chunk& chunk : {Chunk{0, 0, 20}, {0, 20, 17}, {0, 37, 1}, {0, 38, 63}}) {
+      const auto expected = sequences.run(engine, fresh, {chunk});
+      EXPECT_FALSE(std::isnan(expected[0]));
+      EXPECT_TRUE(same_bits(sequences.run(engine, used, {chunk}), expected))
+          << "head_dim " << shape.head_dim << " from position " << chunk.computed;
     }
   }
-  for (const Chunk& chunk : {Chunk{0, 0, 20}, {0, 20, 17}}) {
-    const auto expected = sequences.run(engine, fresh, {chunk});
-    EXPECT_FALSE(std::isnan(expected[0]));
-    EXPECT_TRUE(same_bits(sequences.run(engine, used, {chunk}), expected));
-  }
+}
+
+TEST(TileKernelsTest, HalvesOfPairsAreWrittenAlone) {
+  std::vector<uint16_t> pairs(32, 7);
+  store_every_other(pairs.data() + 1, set1(1.5f));
+  for (size_t i = 0; i < pairs.size(); ++i) EXPECT_EQ(pairs[i], i % 2 == 0 ? 7 : 0x3FC0);
 }
 
 }  // namespace
