@@ -219,6 +219,22 @@ struct QkNorm {
   float eps = 0.0f;
 };
 
+// f of down(f(gate x) * up x): SiLU, or GELU in the tanh approximation.
+enum class GatedFunction : uint8_t { kSilu, kGeluTanh };
+
+// gate and up are the halves of gate_up [2 I, in], gate first; down [out, I].
+struct GatedMlp {
+  const LinearWeight& gate_up;
+  const LinearWeight& down;
+  GatedFunction function = GatedFunction::kSilu;
+};
+
+// Scratch of Backend::gated_mlp.
+struct GatedMlpScratch {
+  TensorView gate_up;  // [T, 2 I]
+  TensorView gated;    // [T, I]
+};
+
 inline constexpr int64_t kMaxExperts = 512;
 
 // A mixture of experts. The rows of gate_up [num_experts * 2 I, hidden] are those of expert 0, gate
@@ -339,6 +355,17 @@ class Backend {
                             TensorView out) {
     linear(weight, x, gate_up);
     silu_mul(gate_up, out);
+  }
+  // out = down(f(gate x) * up x). x [T, in], out [T, out].
+  virtual void gated_mlp(const GatedMlp& mlp, TensorView x, const GatedMlpScratch& scratch,
+                         TensorView out) {
+    if (mlp.function == GatedFunction::kSilu) {
+      gated_linear(mlp.gate_up, x, scratch.gate_up, scratch.gated);
+    } else {
+      linear(mlp.gate_up, x, scratch.gate_up);
+      gelu_tanh_mul(scratch.gate_up, scratch.gated);
+    }
+    linear(mlp.down, scratch.gated, out);
   }
   // Sorts the rows of a pass by adapter: row i has slots[rows[i]], or slots[i] where rows is null.
   virtual void plan_lora(const int32_t* /*slots*/, const int32_t* /*rows*/,

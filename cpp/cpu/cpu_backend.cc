@@ -47,6 +47,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       kernels_(kernels_for(isa_)),
       pool_(options.num_threads),
       linear_(kernels_, pool_),
+      fused_mlp_(kernels_, pool_, linear_),
       lora_linear_(kernels_, pool_),
       experts_(kernels_, pool_),
       attention_(kernels_, pool_),
@@ -171,6 +172,22 @@ void CpuBackend::linear(const LinearWeight& weight, TensorView x, TensorView out
   linear_.run(packed(weight), x, out);
 }
 
+void CpuBackend::gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                              TensorView out) {
+  if (!fused_mlp_.multiply_gate_up(packed(weight), kernels_.silu_mul, x, out)) {
+    Backend::gated_linear(weight, x, gate_up, out);
+  }
+}
+
+void CpuBackend::gated_mlp(const GatedMlp& mlp, TensorView x, const GatedMlpScratch& scratch,
+                           TensorView out) {
+  const FusedMlp::Function function =
+      mlp.function == GatedFunction::kSilu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
+  if (!fused_mlp_.run(packed(mlp.gate_up), function, packed(mlp.down), x, scratch.gated, out)) {
+    Backend::gated_mlp(mlp, x, scratch, out);
+  }
+}
+
 void CpuBackend::plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) {
   LoraLinear::plan(slots, rows, plan);
 }
@@ -190,13 +207,13 @@ void CpuBackend::attention(TensorView qkv, const ForwardInputs& inputs,
   attention_.run(qkv, inputs, params, static_cast<const KVMemory&>(cache), out);
 }
 
-void CpuBackend::gated_mul(GatedKernel kernel, TensorView gate_up, TensorView out) {
+void CpuBackend::gated_mul(FusedMlp::Function function, TensorView gate_up, TensorView out) {
   check_float32({gate_up, out});
   const int64_t size = out.cols();
   check(gate_up.cols() == 2 * size, "gate_up is not twice as wide as out");
   // The exponential makes a row of this cost as much as one several times as wide.
   for_rows(out.rows(), 4 * size, [&](int64_t r) {
-    kernel(row_of(gate_up, r), row_of(gate_up, r) + size, size, row_of(out, r));
+    function(row_of(gate_up, r), row_of(gate_up, r) + size, size, row_of(out, r));
   });
 }
 

@@ -6,6 +6,7 @@
 #include "backend/backend.h"
 #include "cpu/cpu_features.h"
 #include "cpu/experts.h"
+#include "cpu/fused_mlp.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
 #include "cpu/lora.h"
@@ -59,6 +60,10 @@ class CpuBackend final : public Backend {
                     TensorView out) override;
   void add(TensorView residual, TensorView delta) override;
   void linear(const LinearWeight& weight, TensorView x, TensorView out) override;
+  void gated_linear(const LinearWeight& weight, TensorView x, TensorView gate_up,
+                    TensorView out) override;
+  void gated_mlp(const GatedMlp& mlp, TensorView x, const GatedMlpScratch& scratch,
+                 TensorView out) override;
   void plan_lora(const int32_t* slots, const int32_t* rows, const LoraPlan& plan) override;
   void add_lora(const LoraBank& bank, const LoraPlan& plan, TensorView x, TensorView out) override;
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
@@ -76,8 +81,7 @@ class CpuBackend final : public Backend {
   void sample(TensorView logits, std::span<const SampleRow> rows, StepResult& result) override;
 
  private:
-  using GatedKernel = void (*)(const float* gate, const float* up, int64_t size, float* out);
-  void gated_mul(GatedKernel kernel, TensorView gate_up, TensorView out);
+  void gated_mul(FusedMlp::Function function, TensorView gate_up, TensorView out);
 
   // Calls body(row) for every row, on one thread when there is little to do.
   template <typename Body>
@@ -89,6 +93,7 @@ class CpuBackend final : public Backend {
   WeightArena arena_;
   ThreadPool pool_;
   Linear linear_;
+  FusedMlp fused_mlp_;
   LoraLinear lora_linear_;
   Experts experts_;
   PagedAttention attention_;

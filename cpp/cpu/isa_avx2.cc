@@ -39,10 +39,17 @@ struct PairedProduct {
       for (int r = 0; r < kRows; ++r) {
         acc[r][0] = fma(set1(x[r * x_stride + k]), first, acc[r][0]);
       }
+      // The widest tile takes all sixteen registers, so operands of the second half that are loaded
+      // early would push accumulators out to memory: their place is not known until the first half
+      // is done.
+      int64_t next = k + 1;
+      if constexpr (kRows == kMaxRows) {
+        asm("" : "+r"(next) : "x"(acc[kRows - 1][0].lo), "x"(acc[kRows - 1][0].hi));
+      }
       const Vec second = odd(pairs);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = fma(set1(x[r * x_stride + k + 1]), second, acc[r][0]);
+        acc[r][0] = fma(set1(x[r * x_stride + next]), second, acc[r][0]);
       }
     }
     if (k == args.depth) return;

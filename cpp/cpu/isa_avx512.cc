@@ -46,6 +46,7 @@ constexpr Kernels make_table() {
   k.gemm[kBF16] = gemm<PairedProduct>;
   k.activation_format[kBF16] = ActivationFormat::kBFloat16;
   k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = round_row_bfloat16;
+  k.convert_blocks[static_cast<int>(ActivationFormat::kBFloat16)] = round_blocks_bfloat16;
   add_quantized_gemms(k);
   return k;
 }

@@ -102,6 +102,10 @@ struct Kernels {
                                        float* out);
   // One row of activations into activation_row_bytes(format, depth) bytes; null for kFloat32.
   void (*convert_row[kNumActivationFormats])(const float* x, int64_t depth, std::byte* out);
+  // The same for `num_blocks` blocks of kBlockDepth features of a row of `depth`, from block
+  // `first_block` on: x [num_blocks * kBlockDepth], `row` the whole row.
+  void (*convert_blocks[kNumActivationFormats])(const float* x, int64_t first_block,
+                                                int64_t num_blocks, int64_t depth, std::byte* row);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* out);
   void (*add)(float* residual, const float* delta, int64_t size);

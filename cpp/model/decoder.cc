@@ -105,12 +105,24 @@ void Decoder::norm_qk(const QkNormWeights& norm, Activations& x) {
   backend().qk_norm(x.qkv, runs, attention_params(config(), 0));
 }
 
-void Decoder::run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x) {
-  if (active_bank(mlp.gate_up) == nullptr) {
+void Decoder::run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x,
+                            GatedFunction function) {
+  const bool has_plain_gate_up = active_bank(mlp.gate_up) == nullptr;
+  if (has_plain_gate_up && active_bank(mlp.down) == nullptr) {
+    backend().gated_mlp({weights()[mlp.gate_up], weights()[mlp.down], function}, input,
+                        {x.gate_up, x.gated}, x.delta);
+    return;
+  }
+  // Adapters change what the function takes, or read what it gives.
+  if (has_plain_gate_up && function == GatedFunction::kSilu) {
     backend().gated_linear(weights()[mlp.gate_up], input, x.gate_up, x.gated);
-  } else {  // adapters change what the activation function takes
+  } else {
     project(mlp.gate_up, input, x.gate_up);
-    backend().silu_mul(x.gate_up, x.gated);
+    if (function == GatedFunction::kSilu) {
+      backend().silu_mul(x.gate_up, x.gated);
+    } else {
+      backend().gelu_tanh_mul(x.gate_up, x.gated);
+    }
   }
   project(mlp.down, x.gated, x.delta);
 }

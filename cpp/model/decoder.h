@@ -50,8 +50,9 @@ class Decoder : public Model {
     int64_t k_run;
   };
   void norm_qk(const QkNormWeights& norm, Activations& x);
-  // delta = down(silu(gate(input)) * up(input)).
-  void run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x);
+  // delta = down(f(gate(input)) * up(input)).
+  void run_gated_mlp(const GatedMlpWeights& mlp, TensorView input, Activations& x,
+                     GatedFunction function = GatedFunction::kSilu);
   // delta = the mixture of experts on input.
   void run_experts(const ExpertWeights& experts, TensorView input, Activations& x);
   float eps() const { return static_cast<float>(config().rms_norm_eps); }

@@ -56,9 +56,7 @@ class Gemma3 final : public Decoder {
     project(l.attention.output, x.attended, x.delta);
     norm(x.delta, l.post_attention_norm, x.delta);
     add_norm(l.pre_mlp_norm, x);
-    project(l.mlp.gate_up, x.normed, x.gate_up);
-    backend().gelu_tanh_mul(x.gate_up, x.gated);
-    project(l.mlp.down, x.gated, x.delta);
+    run_gated_mlp(l.mlp, x.normed, x, GatedFunction::kGeluTanh);
     norm(x.delta, l.post_mlp_norm, x.delta);
     add_norm(next_norm(layer), x);
   }

@@ -54,5 +54,10 @@ inline void round_row_bfloat16(const float* x, int64_t depth, std::byte* out) {
   }
 }
 
+inline void round_blocks_bfloat16(const float* x, int64_t first_block, int64_t num_blocks,
+                                  int64_t /*depth*/, std::byte* row) {
+  round_row_bfloat16(x, num_blocks * kBlockDepth, row + first_block * kBlockDepth * 2);
+}
+
 }  // namespace
 }  // namespace octavo::cpu

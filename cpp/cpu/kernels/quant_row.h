@@ -31,21 +31,22 @@ struct QuantizedRow {
 };
 
 // A block with a NaN or an infinity gets the scale NaN, so that the row's results are NaN.
-inline void quantize_row(const float* x, int64_t depth, std::byte* out) {
-  const int64_t num_blocks = depth / kBlockDepth;
-  auto* quants = reinterpret_cast<int8_t*>(out);
-  auto* scales = reinterpret_cast<float*>(out + depth);
-  float* scaled_sums = scales + num_blocks;
-  auto* offsets_8 = reinterpret_cast<int32_t*>(scaled_sums + num_blocks);
-  int32_t* offsets_128 = offsets_8 + num_blocks;
-  int32_t* half_offsets_32 = offsets_128 + num_blocks;
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    const Vec first = load(x + b * kBlockDepth), second = load(x + b * kBlockDepth + kLanes);
+inline void quantize_blocks(const float* x, int64_t first_block, int64_t num_blocks, int64_t depth,
+                            std::byte* row) {
+  const int64_t blocks_of_row = depth / kBlockDepth;
+  auto* scales = reinterpret_cast<float*>(row + depth);
+  float* scaled_sums = scales + blocks_of_row;
+  auto* offsets_8 = reinterpret_cast<int32_t*>(scaled_sums + blocks_of_row);
+  int32_t* offsets_128 = offsets_8 + blocks_of_row;
+  int32_t* half_offsets_32 = offsets_128 + blocks_of_row;
+  for (int64_t b = first_block; b < first_block + num_blocks; ++b, x += kBlockDepth) {
+    auto* quants = reinterpret_cast<int8_t*>(row + b * kBlockDepth);
+    const Vec first = load(x), second = load(x + kLanes);
     const float greatest = reduce_max(max(absolute(first), absolute(second)));
     const bool is_bad = (mask_nan(first) | mask_nan(second)) != 0 || greatest > 3e38f;
     const float inverse = greatest > 0.0f && !is_bad ? 127.0f / greatest : 0.0f;
-    const auto [low, high] = round_to_int8(mul(first, set1(inverse)), mul(second, set1(inverse)),
-                                           quants + b * kBlockDepth);
+    const auto [low, high] =
+        round_to_int8(mul(first, set1(inverse)), mul(second, set1(inverse)), quants);
     scales[b] = is_bad ? __builtin_nanf("") : greatest / 127.0f;
     scaled_sums[b] = scales[b] * static_cast<float>(low + high);
     offsets_8[b] = -8 * (low + high);
@@ -53,6 +54,10 @@ inline void quantize_row(const float* x, int64_t depth, std::byte* out) {
     half_offsets_32[2 * b] = -32 * low;
     half_offsets_32[2 * b + 1] = -32 * high;
   }
+}
+
+inline void quantize_row(const float* x, int64_t depth, std::byte* out) {
+  quantize_blocks(x, 0, depth / kBlockDepth, depth, out);
 }
 
 inline const uint16_t* scales_of(const std::byte* record, int64_t s) {

@@ -29,6 +29,7 @@ constexpr Kernels common_kernels() {
     }
   }
   k.convert_row[static_cast<int>(ActivationFormat::kInt8)] = quantize_row;
+  k.convert_blocks[static_cast<int>(ActivationFormat::kInt8)] = quantize_blocks;
   k.unpack_row[kF32] = unpack_row<float>;
   k.unpack_row[kF16] = unpack_row<uint16_t>;
   k.unpack_row[kBF16] = unpack_row_bfloat16;
