@@ -13,7 +13,8 @@
 // - A step multiplies one tile, stores the sums of an earlier one and adds those of one still
 //   earlier, so that nothing waits for what was just begun. The steps run on from panel to panel.
 // - A group of panels is unpacked to signed bytes in L2 once for all rows; meanwhile the next group
-//   comes from memory.
+//   comes from memory. The first group is one panel, because nothing hides its way; each one after
+//   it is up to twice as large.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -27,7 +28,7 @@ namespace {
 // Blocks of 32 features whose products are added up in registers: 16 rows and a panel of them share
 // L1. Longer depths continue from the results so far.
 constexpr int64_t kMaxSpanBlocks = 48;
-// Blocks of a group of panels that are unpacked together: 120 KB.
+// Blocks of the largest group of panels that is unpacked together: 120 KB.
 constexpr int64_t kGroupBlocks = 192;
 static_assert(kGroupBlocks >= kMaxSpanBlocks);
 // As in quant_gemm_avx512.h.
@@ -55,23 +56,18 @@ class TileGemmQuantized {
       : args_(args),
         num_panels_((args.num_cols + kPanelRows - 1) / kPanelRows),
         num_blocks_(args.depth / kBlockDepth),
-        num_spans_((num_blocks_ + kMaxSpanBlocks - 1) / kMaxSpanBlocks),
-        num_row_tiles_((args.num_rows + kMaxTileRows - 1) / kMaxTileRows) {
-    const int64_t span = (num_blocks_ + num_spans_ - 1) / num_spans_;
-    const int64_t fitting = kGroupBlocks / span;
-    num_groups_ = (num_panels_ + fitting - 1) / fitting;
-  }
+        span_blocks_(even_span(num_blocks_)),
+        num_row_tiles_((args.num_rows + kMaxTileRows - 1) / kMaxTileRows) {}
 
   void run() {
     const TileShape sums{kMaxTileRows, kTileRowBytes}, rows{kMaxTileRows, kUnitDepth},
         columns{kUnitDepth / kVectorDepth, kTileRowBytes};
     Tiles::configure({sums, sums, sums, sums, rows, rows, columns, columns});
-    const int64_t num_parts = num_groups_ * num_spans_;
-    for (int64_t i = 0; i < num_parts; ++i) {
-      const Part part = part_at(i);
-      const std::byte* next = i + 1 < num_parts ? records(part_at(i + 1), 0) : nullptr;
+    for (Part part = first_part(); part.num_panels > 0;) {
+      const Part next = part_after(part);
       unpack(part);
       for (int64_t tile = 0; tile < num_row_tiles_; ++tile) multiply(part, tile, next);
+      part = next;
     }
     Tiles::release();
   }
@@ -91,14 +87,25 @@ class TileGemmQuantized {
     int64_t num_blocks = 0;
   };
 
-  Part part_at(int64_t index) const {
-    const int64_t group = index / num_spans_, span = index % num_spans_;
-    Part part;
-    part.first_panel = num_panels_ * group / num_groups_;
-    part.num_panels = num_panels_ * (group + 1) / num_groups_ - part.first_panel;
-    part.first_block = num_blocks_ * span / num_spans_;
-    part.num_blocks = num_blocks_ * (span + 1) / num_spans_ - part.first_block;
-    return part;
+  static int64_t even_span(int64_t num_blocks) {
+    const int64_t num_spans = (num_blocks + kMaxSpanBlocks - 1) / kMaxSpanBlocks;
+    return (num_blocks + num_spans - 1) / num_spans;
+  }
+
+  Part first_part() const { return {0, 1, 0, span_blocks_}; }
+
+  // Without panels after the last one.
+  Part part_after(const Part& part) const {
+    Part next = part;
+    next.first_block += part.num_blocks;
+    if (next.first_block == num_blocks_) {
+      next.first_block = 0;
+      next.first_panel += part.num_panels;
+      next.num_panels = smaller(smaller(2 * part.num_panels, kGroupBlocks / span_blocks_),
+                                num_panels_ - next.first_panel);
+    }
+    next.num_blocks = smaller(span_blocks_, num_blocks_ - next.first_block);
+    return next;
   }
 
   const std::byte* records(const Part& part, int64_t panel) const {
@@ -142,46 +149,45 @@ class TileGemmQuantized {
     }
   }
 
-  // What the next product takes. Every `num_row_tiles_`th panel fetches that of the next part, so
-  // that each is fetched once.
+  // What the next product takes, and what it fetches of the next part.
   struct Products {
     const std::byte* x = nullptr;
     int64_t stride = 0;
     int64_t num_units = 0;  // of a panel
     int64_t unit = 0;
-    int64_t panel = 0;
-    int64_t fetching_panel = 0;
-    const std::byte* next_panel = nullptr;  // of the next part; null = there is none
-    const std::byte* fetch = nullptr;       // null = this panel does not
+    int64_t turn = 0;  // of num_turns: panels of all tiles of rows
+    int64_t num_turns = 0;
+    const std::byte* fetch = nullptr;  // a unit
+    int64_t num_fetched = 0;           // panels
   };
 
-  void choose_fetch(Products& p) const {
-    p.fetch = p.panel == p.fetching_panel ? p.next_panel : nullptr;
-    if (p.fetch == nullptr) return;
-    p.fetching_panel += num_row_tiles_;
-    p.next_panel += num_row_tiles_ * args_.panel_bytes;
+  // The panels of the next part are divided among the turns.
+  void choose_fetch(const Part& next, Products& p) const {
+    const int64_t first = next.num_panels * p.turn / p.num_turns;
+    p.num_fetched = next.num_panels * (p.turn + 1) / p.num_turns - first;
+    p.fetch = records(next, first);
   }
 
   // Into tile kAcc.
   template <int kAcc>
-  [[gnu::always_inline]] void multiply_unit(Products& p, int64_t step) const {
+  [[gnu::always_inline]] void multiply_unit(const Part& next, Products& p, int64_t step) const {
     constexpr int kX = 4 + kAcc % 2, kW = 6 + kAcc % 2;
     Tiles::template load<kX>(p.x + p.unit * kUnitDepth, p.stride);
     Tiles::template load<kW>(quants_[0] + step * kUnitWeights, kTileRowBytes);
     Tiles::template zero<kAcc>();
     Tiles::template add_int8<kAcc, kX, kW>();
-    if (p.fetch != nullptr) {
-      constexpr int64_t kBytes = kLayout.record_bytes() / kScales;
+    constexpr int64_t kBytes = kLayout.record_bytes() / kScales;
+    for (int64_t i = 0; i < p.num_fetched; ++i) {
 #pragma GCC unroll 9
       for (int64_t at = 0; at < kBytes; at += kTileRowBytes) {
-        _mm_prefetch(p.fetch + at, _MM_HINT_T1);
+        _mm_prefetch(p.fetch + i * args_.panel_bytes + at, _MM_HINT_T1);
       }
-      p.fetch += kBytes;
     }
+    p.fetch += kBytes;
     if (++p.unit == p.num_units) {
       p.unit = 0;
-      ++p.panel;
-      choose_fetch(p);
+      ++p.turn;
+      choose_fetch(next, p);
     }
   }
 
@@ -200,7 +206,7 @@ class TileGemmQuantized {
 
   // A tile of rows against the unpacked panels. The last tile ends with the last row and leaves out
   // the rows that the one before it has.
-  void multiply(const Part& part, int64_t tile, const std::byte* next) {
+  void multiply(const Part& part, int64_t tile, const Part& next) {
     const int64_t row = smaller(tile * kMaxTileRows, args_.num_rows - kMaxTileRows);
     const int64_t stride = args_.x_stride_bytes, num_units = part.num_blocks * kScales;
     const int64_t num_steps = part.num_panels * num_units;
@@ -215,9 +221,9 @@ class TileGemmQuantized {
     products.x = QuantizedRow::quants(x, part.first_block);
     products.stride = stride;
     products.num_units = num_units;
-    products.fetching_panel = tile;
-    if (next != nullptr) products.next_panel = next + tile * args_.panel_bytes;
-    choose_fetch(products);
+    products.turn = tile * part.num_panels;
+    products.num_turns = num_row_tiles_ * part.num_panels;
+    choose_fetch(next, products);
 
     Output out(args_, part, row, tile * kMaxTileRows - row);
     Vec acc[kMaxTileRows];
@@ -227,7 +233,7 @@ class TileGemmQuantized {
       constexpr int kAcc = phase.value;
       constexpr int kStored = (kAcc + kSumTiles - kStoreDistance) % kSumTiles;
       Tiles::template store<kStored>(sums_[kStored % kSumBuffers], kTileRowBytes);
-      if (step < num_steps) multiply_unit<kAcc>(products, step);
+      if (step < num_steps) multiply_unit<kAcc>(next, products, step);
       const int64_t before = step - kAddDistance;
       if (before < 0 || before >= num_steps) return;
       add_unit(sums_[kAcc % kSumBuffers], before, unit / kScales, acc);
@@ -305,9 +311,8 @@ class TileGemmQuantized {
   const GemmArgs& args_;
   const int64_t num_panels_;
   const int64_t num_blocks_;
-  const int64_t num_spans_;
+  const int64_t span_blocks_;
   const int64_t num_row_tiles_;
-  int64_t num_groups_ = 0;
 };
 
 // Requires: at least kMaxTileRows rows.
