@@ -11,8 +11,8 @@ namespace octavo::cpu {
 namespace {
 
 // From this many rows on the tiles are faster than vpdpbusd; both give the same bits.
-// Measured: bench/results/2026-11-29-cpu.md.
-constexpr int64_t kMinTileRows = 64;
+constexpr int64_t kMinTileRows = 32;
+static_assert(kMinTileRows >= kMaxTileRows);
 
 template <PanelFormat kFormat>
 void gemm_quantized(const GemmArgs& args) {

@@ -96,8 +96,9 @@ static constexpr int64_t panel_bytes(PanelFormat format, int64_t depth) {
 
 // How a GEMM wants its activations. Rows of kInt8 are records of whole blocks of 32 features:
 //   int8 quants [depth], float32 scales [blocks], float32 scale * sum [blocks],
-//   int32 -8 * sum [blocks], int32 -8 * sum of each half [blocks][2]
-// where sum is that of the block's quants; every `zero` is a multiple of 8.
+//   int32 -8 * sum [blocks], int32 -128 * sum [blocks], int32 -32 * sum of each half [blocks][2]
+// where sum is that of the block's quants: -zero * sum for kInt4, kInt8 and kInt6, ready to be the
+// start of a sum of products.
 enum class ActivationFormat : uint8_t {
   kFloat32,   // as they are
   kBFloat16,  // rounded to nearest even; rows padded with zeros to a multiple of 32
@@ -119,7 +120,7 @@ static constexpr int64_t activation_row_bytes(ActivationFormat format, int64_t d
     case ActivationFormat::kBFloat16:
       return odd_lines(round_up(depth, kBFloat16DepthMultiple) * 2);
     case ActivationFormat::kInt8:
-      return odd_lines(depth + depth / kBlockDepth * 20);
+      return odd_lines(depth + depth / kBlockDepth * 24);
   }
   return 0;
 }

@@ -147,10 +147,8 @@ struct QuantProduct {
   // -zero times the sum of the activations that meet it; the signed products of kInt8 need none.
   static IntVec initial_sum(const std::byte* row, int64_t depth, int64_t block, int half) {
     int32_t offset = 0;
-    if constexpr (kFormat == PanelFormat::kInt4) {
-      offset = *QuantizedRow::offset(row, depth, block);
-    } else if constexpr (kFormat == PanelFormat::kInt6) {
-      offset = 4 * QuantizedRow::half_offsets(row, depth, block)[half];
+    if constexpr (kFormat == PanelFormat::kInt4 || kFormat == PanelFormat::kInt6) {
+      offset = *QuantizedRow::offset<kFormat>(row, depth, block, half);
     }
     return {_mm256_set1_epi32(offset), _mm256_set1_epi32(offset)};
   }

@@ -1,7 +1,8 @@
 // Quantised weights times int8 activations with vpdpbusd. The 32 products of a block are added
 // exactly; each block then adds scale * activation scale * sum, rounded twice, and the minimum's
 // share, in ascending order: the same roundings for any number of rows and on every instruction
-// set. Bound: memory for few rows, vpdpbusd issue (8 of 11 to 12 vector instructions) for many.
+// set. Bound: memory for few rows, and for many the two ports that take vector instructions: of 11
+// for a row and a block (12 with minima, 14 with two scales) vpdpbusd is 8.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -37,14 +38,13 @@ inline Vec add_block(Vec acc, const __m512i (&sums)[2], const Vec (&scale)[2], V
 // -zero times the sum of the activations that meet it, so that the products may be of the unsigned
 // quants.
 template <PanelFormat kFormat>
-inline __m512i initial_sum(const std::byte* row, int64_t depth, int64_t block, int half) {
+inline __m512i initial_sum(const std::byte* row, int64_t depth, int64_t block, int s) {
   constexpr QuantLayout kLayout = quant_layout(kFormat);
-  if constexpr (kLayout.zero == 0) return _mm512_setzero_si512();
-  constexpr int kShift = kLayout.zero == 8 ? 0 : kLayout.zero == 32 ? 2 : 4;
-  const int32_t* offset = kLayout.num_scales == 2
-                              ? QuantizedRow::half_offsets(row, depth, block) + half
-                              : QuantizedRow::offset(row, depth, block);
-  return _mm512_slli_epi32(_mm512_set1_epi32(*offset), kShift);
+  if constexpr (kLayout.zero == 0) {
+    return _mm512_setzero_si512();
+  } else {
+    return _mm512_set1_epi32(*QuantizedRow::offset<kFormat>(row, depth, block, s));
+  }
 }
 
 inline __m512i broadcast_four(const std::byte* p) {
@@ -55,23 +55,24 @@ inline __m512i broadcast_four(const std::byte* p) {
 
 template <PanelFormat kFormat>
 struct QuantProduct {
-  static constexpr int kMaxRows = 12;
+  // One vector of sums a row leaves registers for so many accumulators.
+  static constexpr int kMaxRows = 16;
   static constexpr int kMaxVecs = 1;
   static constexpr QuantLayout kLayout = quant_layout(kFormat);
 
-  // Two chains of sums: the halves of a block, which formats with two scales keep apart.
+  // One chain a scale: to join two would take one more instruction, and the rows hide the latency.
   static void sum_block(const std::byte* row, int64_t depth, int64_t block,
                         const __m512i (&w)[kBlockVectors], __m512i (&sums)[2]) {
+    constexpr int kVectors = kBlockVectors / static_cast<int>(kLayout.num_scales);
     const std::byte* x = QuantizedRow::quants(row, block);
-    sums[0] = initial_sum<kFormat>(row, depth, block, 0);
-    sums[1] = kLayout.num_scales == 2 ? initial_sum<kFormat>(row, depth, block, 1)
-                                      : _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) {
-      sums[0] = _mm512_dpbusd_epi32(sums[0], w[g], broadcast_four(x + 4 * g));
-      sums[1] = _mm512_dpbusd_epi32(sums[1], w[g + 4], broadcast_four(x + 4 * g + 16));
+#pragma GCC unroll 2
+    for (int s = 0; s < kLayout.num_scales; ++s) {
+      sums[s] = initial_sum<kFormat>(row, depth, block, s);
+#pragma GCC unroll 8
+      for (int g = s * kVectors; g < (s + 1) * kVectors; ++g) {
+        sums[s] = _mm512_dpbusd_epi32(sums[s], w[g], broadcast_four(x + kVectorDepth * g));
+      }
     }
-    if constexpr (kLayout.num_scales == 1) sums[0] = _mm512_add_epi32(sums[0], sums[1]);
   }
 
   template <int kRows, int kVecs>

@@ -18,11 +18,15 @@ struct QuantizedRow {
   static const float* scaled_sum(const std::byte* row, int64_t depth, int64_t block) {
     return scale(row, depth, block) + depth / kBlockDepth;
   }
-  static const int32_t* offset(const std::byte* row, int64_t depth, int64_t block) {
-    return reinterpret_cast<const int32_t*>(scale(row, depth, block) + 2 * (depth / kBlockDepth));
-  }
-  static const int32_t* half_offsets(const std::byte* row, int64_t depth, int64_t block) {
-    return offset(row, depth, 2 * block) + depth / kBlockDepth;
+  // -zero times the sum of the quants that meet scale s. Requires: kFormat has a zero.
+  template <PanelFormat kFormat>
+  static const int32_t* offset(const std::byte* row, int64_t depth, int64_t block, int64_t s) {
+    constexpr QuantLayout kLayout = quant_layout(kFormat);
+    static_assert(kLayout.zero == 8 || kLayout.zero == 128 || kLayout.zero == 32);
+    constexpr int64_t kBefore = kLayout.zero == 8 ? 2 : kLayout.zero == 128 ? 3 : 4;  // arrays
+    const int64_t num_blocks = depth / kBlockDepth;
+    return reinterpret_cast<const int32_t*>(row + depth) + kBefore * num_blocks +
+           kLayout.num_scales * block + s;
   }
 };
 
@@ -32,8 +36,9 @@ inline void quantize_blocks(const float* x, int64_t first_block, int64_t num_blo
   const int64_t blocks_of_row = depth / kBlockDepth;
   auto* scales = reinterpret_cast<float*>(row + depth);
   float* scaled_sums = scales + blocks_of_row;
-  auto* offsets = reinterpret_cast<int32_t*>(scaled_sums + blocks_of_row);
-  int32_t* half_offsets = offsets + blocks_of_row;
+  auto* offsets_8 = reinterpret_cast<int32_t*>(scaled_sums + blocks_of_row);
+  int32_t* offsets_128 = offsets_8 + blocks_of_row;
+  int32_t* half_offsets_32 = offsets_128 + blocks_of_row;
   for (int64_t b = first_block; b < first_block + num_blocks; ++b, x += kBlockDepth) {
     auto* quants = reinterpret_cast<int8_t*>(row + b * kBlockDepth);
     const Vec first = load(x), second = load(x + kLanes);
@@ -44,9 +49,10 @@ inline void quantize_blocks(const float* x, int64_t first_block, int64_t num_blo
         round_to_int8(mul(first, set1(inverse)), mul(second, set1(inverse)), quants);
     scales[b] = is_bad ? __builtin_nanf("") : greatest / 127.0f;
     scaled_sums[b] = scales[b] * static_cast<float>(low + high);
-    offsets[b] = -8 * (low + high);
-    half_offsets[2 * b] = -8 * low;
-    half_offsets[2 * b + 1] = -8 * high;
+    offsets_8[b] = -8 * (low + high);
+    offsets_128[b] = -128 * (low + high);
+    half_offsets_32[2 * b] = -32 * low;
+    half_offsets_32[2 * b + 1] = -32 * high;
   }
 }
 

@@ -4,7 +4,8 @@
 // Roof: 16 cycles for 16 x 16 x 32 products, 1,024 flop a cycle. A step of 2 x 2 tiles takes 64
 // cycles of products and loads 4 KB, so the rows (36 KB at a depth of 576) should be in L1 and the
 // panels in L2. One row still loads its panels at 1 KB in 16 cycles, several times what a core gets
-// from memory: bound by memory up to about 16 rows, hence the prefetch.
+// from memory: bound by memory up to about 16 rows, hence the prefetch in the first pass over the
+// rows.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -24,6 +25,10 @@ template <typename Tiles>
 struct TileGemmBFloat16 {
   const GemmArgs& args;
   const int64_t tile_rows;  // of every tile
+  // Later passes find the panels in L2, where more prefetches only take the place of loads. The
+  // first of several leaves L1 to the rows; a single one is bound by memory.
+  const TilePrefetch first_pass =
+      args.num_rows > 2 * kMaxTileRows ? TilePrefetch::kToL2 : TilePrefetch::kToL1;
 
   // The second tile of rows ends with the last row: rows that both cover are computed twice and are
   // the same, and no other shape has to be configured.
@@ -37,6 +42,7 @@ struct TileGemmBFloat16 {
     product.columns = {args.panels + col / kPanelRows * args.panel_bytes, kTileRowBytes,
                        args.panel_bytes, kTileBytes};
     product.num_steps = (args.depth + kTileDepth - 1) / kTileDepth;
+    product.prefetch = row == 0 ? first_pass : TilePrefetch::kNone;
     product.prefetch_bytes = kPanelPrefetchBytes;
     zero_tiles<Tiles, kRowTiles, kPanels>();
     add_product<Tiles, kRowTiles, kPanels>(product);

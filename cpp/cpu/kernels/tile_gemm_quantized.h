@@ -7,14 +7,14 @@
 //   tiles    16 cycles (K = 64 takes the same), 12 to load rows and columns, 16 to store the sums
 //   vectors  16 x (convert, scale * scale, fma) on two ports = 24 cycles; 32 with minima
 // The two overlap, so the roof is 8,192 products in 24 (32) cycles, a third (a quarter) of what the
-// tiles could do with one scale a row, and four (three) times that of vpdpbusd. That is computed
-// and far from reached: of the 10,374 Gop/s of TDPBSSD on two cores `bench_gemm` gives 280 to 430
-// from 128 rows on, vpdpbusd 280 to 370 of 1,202 (bench/results/2026-11-29-cpu.md). What is done
-// for it:
-// - A step is kStepBlocks blocks of two panels, unpacked to signed bytes in L1 once for all rows.
-// - An accumulator is loaded and stored once a step, so tiles of 16 rows x 2 panels need no
-//   registers for them and the scales of a step stay in registers while the rows go by.
-// - The tiles of one group of rows are started before the vectors of the group before it.
+// tiles could do with one scale a row, and four (three) times that of vpdpbusd. What is done for
+// it:
+// - The accumulators of 16 rows and one panel stay in vector registers over the depth.
+// - A step multiplies one tile, stores the sums of an earlier one and adds those of one still
+//   earlier, so that nothing waits for what was just begun. The steps run on from panel to panel.
+// - A group of panels is unpacked to signed bytes in L2 once for all rows; meanwhile the next group
+//   comes from memory. The first group is one panel, because nothing hides its way; each one after
+//   it is up to twice as large.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -25,230 +25,300 @@
 namespace octavo::cpu {
 namespace {
 
-constexpr int kStepBlocks = 4;
-// Rows whose accumulators stay in L1 while a pair of panels goes by.
-constexpr int64_t kRowGroup = 128;
+// Blocks of 32 features whose products are added up in registers: 16 rows and a panel of them share
+// L1. Longer depths continue from the results so far.
+constexpr int64_t kMaxSpanBlocks = 48;
+// Blocks of the largest group of panels that is unpacked together: 120 KB.
+constexpr int64_t kGroupBlocks = 192;
+static_assert(kGroupBlocks >= kMaxSpanBlocks);
 // As in quant_gemm_avx512.h.
 constexpr int64_t kRecordPrefetchBytes = 4096;
 
-template <typename Tiles, PanelFormat kFormat, int kPanels>
+constexpr int kSumTiles = 4;
+// Steps from a product to the store of its sums, which is past the latency of TDPBSSD, and to the
+// addition.
+constexpr int kStoreDistance = 3;
+constexpr int kAddDistance = 4;
+static_assert(kAddDistance == kSumTiles);
+// Two suffice when each is read one step after it was stored. More would cover a whole page, and
+// then every load has the page offset of a store that is still on its way, and waits for it.
+constexpr int kSumBuffers = 2;
+
+template <int kValue>
+struct StepPhase {
+  static constexpr int value = kValue;
+};
+
+template <typename Tiles, PanelFormat kFormat>
 class TileGemmQuantized {
  public:
-  // Rows [row, row + num_rows) against the panels from column `col` on.
-  // Requires: the tiles are configured for tile_rows rows; num_rows <= kRowGroup, and at least
-  // tile_rows.
-  TileGemmQuantized(const GemmArgs& args, int64_t tile_rows, int64_t row, int64_t num_rows,
-                    int64_t col)
+  explicit TileGemmQuantized(const GemmArgs& args)
       : args_(args),
-        x_(args.x + row * args.x_stride_bytes),
-        panels_(args.panels + col / kPanelRows * args.panel_bytes),
-        tile_rows_(tile_rows),
-        num_rows_(num_rows) {}
+        num_panels_((args.num_cols + kPanelRows - 1) / kPanelRows),
+        num_blocks_(args.depth / kBlockDepth),
+        span_blocks_(even_span(num_blocks_)),
+        num_row_tiles_((args.num_rows + kMaxTileRows - 1) / kMaxTileRows) {}
 
-  void run(float* out, const float* bias, int64_t num_cols) {
-    __builtin_memset(acc_, 0, static_cast<size_t>(num_rows_) * sizeof(acc_[0]));
-    const int64_t num_blocks = args_.depth / kBlockDepth;
-    for (int64_t block = 0; block < num_blocks; block += kStepBlocks) {
-      const int count = static_cast<int>(smaller(kStepBlocks, num_blocks - block));
-      Step& step = steps_[block / kStepBlocks % 2];
-      unpack(block, count, step);
-      for (int64_t row = 0; row < num_rows_; row += tile_rows_) {
-        const Part next{block, count, row, &step, &sums_[num_parts_++ % 2]};
-        multiply(next);
-        if (last_.step != nullptr) add_sums(last_);
-        last_ = next;
-      }
+  void run() {
+    const TileShape sums{kMaxTileRows, kTileRowBytes}, rows{kMaxTileRows, kUnitDepth},
+        columns{kUnitDepth / kVectorDepth, kTileRowBytes};
+    Tiles::configure({sums, sums, sums, sums, rows, rows, columns, columns});
+    for (Part part = first_part(); part.num_panels > 0;) {
+      const Part next = part_after(part);
+      unpack(part);
+      for (int64_t tile = 0; tile < num_row_tiles_; ++tile) multiply(part, tile, next);
+      part = next;
     }
-    add_sums(last_);
-    write(out, bias, num_cols);
+    Tiles::release();
   }
 
  private:
   static constexpr QuantLayout kLayout = quant_layout(kFormat);
-  static constexpr int kScales = static_cast<int>(kLayout.num_scales);
-  static constexpr int64_t kSumFeatures = kBlockDepth / kScales;
+  static constexpr int64_t kScales = kLayout.num_scales;
+  // What has one scale is a unit: a block, or half of one.
+  static constexpr int64_t kUnitDepth = kBlockDepth / kScales;
+  static constexpr int64_t kUnitWeights = kBlockWeights / kScales;
 
-  struct alignas(64) Step {
-    int8_t quants[kStepBlocks][kPanels][kBlockWeights];
-    float scales[kStepBlocks][kPanels][kScales][kPanelRows];
-    float minima[kStepBlocks][kPanels][kPanelRows];
-  };
-  struct alignas(64) Sums {
-    int32_t at[kStepBlocks][kPanels][kScales][kMaxTileRows][kPanelRows];
-  };
-  // The blocks of a step against one tile of rows. The last tile ends with the last row; rows that
-  // the tile before it has are left out when the sums are added.
+  // A group of panels, a span of their blocks.
   struct Part {
-    int64_t block = 0;
-    int num_blocks = 0;
-    int64_t row = 0;
-    const Step* step = nullptr;
-    Sums* sums = nullptr;
+    int64_t first_panel = 0;
+    int64_t num_panels = 0;
+    int64_t first_block = 0;
+    int64_t num_blocks = 0;
   };
 
-  int64_t tile_begin(const Part& part) const { return smaller(part.row, num_rows_ - tile_rows_); }
+  static int64_t even_span(int64_t num_blocks) {
+    const int64_t num_spans = (num_blocks + kMaxSpanBlocks - 1) / kMaxSpanBlocks;
+    return (num_blocks + num_spans - 1) / num_spans;
+  }
 
-  void unpack(int64_t block, int count, Step& step) const {
-    for (int i = 0; i < count; ++i) {
-      for (int p = 0; p < kPanels; ++p) {
-        const std::byte* record =
-            panels_ + p * args_.panel_bytes + (block + i) * kLayout.record_bytes();
+  Part first_part() const { return {0, 1, 0, span_blocks_}; }
+
+  // Without panels after the last one.
+  Part part_after(const Part& part) const {
+    Part next = part;
+    next.first_block += part.num_blocks;
+    if (next.first_block == num_blocks_) {
+      next.first_block = 0;
+      next.first_panel += part.num_panels;
+      next.num_panels = smaller(smaller(2 * part.num_panels, kGroupBlocks / span_blocks_),
+                                num_panels_ - next.first_panel);
+    }
+    next.num_blocks = smaller(span_blocks_, num_blocks_ - next.first_block);
+    return next;
+  }
+
+  const std::byte* records(const Part& part, int64_t panel) const {
+    return args_.panels + (part.first_panel + panel) * args_.panel_bytes +
+           part.first_block * kLayout.record_bytes();
+  }
+
+  void unpack(const Part& part) {
+    int64_t to = 0;
+    for (int64_t p = 0; p < part.num_panels; ++p) {
+      const std::byte* record = records(part, p);
+      for (int64_t b = 0; b < part.num_blocks; ++b, ++to, record += kLayout.record_bytes()) {
         for (int64_t at = 0; at < kLayout.record_bytes(); at += kTileRowBytes) {
           _mm_prefetch(record + at + kRecordPrefetchBytes, _MM_HINT_T0);
         }
-        Tiles::template unpack_signed<kFormat>(record + kLayout.quants_offset(), step.quants[i][p]);
-        for (int s = 0; s < kScales; ++s) {
-          store(step.scales[i][p][s], load(scales_of(record, s)));
-        }
-        if constexpr (kLayout.has_minimum) {
-          store(step.minima[i][p], load(minima_of<kFormat>(record)));
-        }
+        Tiles::template unpack_signed<kFormat>(record + kLayout.quants_offset(), quants_[to]);
+        for (int64_t s = 0; s < kScales; ++s) store(scales_[to][s], load(scales_of(record, s)));
+        if constexpr (kLayout.has_minimum) store(minima_[to], load(minima_of<kFormat>(record)));
       }
     }
   }
 
-  // Two blocks at a time, so that the products of one hide the latency of the other's.
-  void multiply(const Part& part) const {
-    const int64_t stride = args_.x_stride_bytes;
-    const std::byte* x = QuantizedRow::quants(x_ + tile_begin(part) * stride, part.block);
-    for (int i = 0; i < part.num_blocks; i += 2) {
-      const bool has_second = i + 1 < part.num_blocks;
-      for (int s = 0; s < kScales; ++s) {
-        multiply_block<0>(part, x, stride, i, s);
-        if (has_second) multiply_block<2>(part, x, stride, i + 1, s);
-        store_block<0>(part, i, s);
-        if (has_second) store_block<2>(part, i + 1, s);
+  // out[block][r] = in[r][block] for 16 rows, four by four. Reads and writes whole fours of blocks:
+  // every array that is read here has others behind it in its record.
+  static void transpose(const float* in, int64_t stride_bytes, int64_t num_blocks,
+                        float (*out)[kMaxTileRows]) {
+    const auto row = [&](int64_t r) {
+      return reinterpret_cast<const float*>(reinterpret_cast<const std::byte*>(in) +
+                                            r * stride_bytes);
+    };
+    for (int64_t r = 0; r < kMaxTileRows; r += 4) {
+      for (int64_t b = 0; b < num_blocks; b += 4) {
+        __m128 first = _mm_loadu_ps(row(r) + b), second = _mm_loadu_ps(row(r + 1) + b);
+        __m128 third = _mm_loadu_ps(row(r + 2) + b), fourth = _mm_loadu_ps(row(r + 3) + b);
+        _MM_TRANSPOSE4_PS(first, second, third, fourth);
+        _mm_store_ps(out[b] + r, first);
+        _mm_store_ps(out[b + 1] + r, second);
+        _mm_store_ps(out[b + 2] + r, third);
+        _mm_store_ps(out[b + 3] + r, fourth);
       }
     }
   }
 
-  // Into tiles kAcc and kAcc + 1.
+  // What the next product takes, and what it fetches of the next part.
+  struct Products {
+    const std::byte* x = nullptr;
+    int64_t stride = 0;
+    int64_t num_units = 0;  // of a panel
+    int64_t unit = 0;
+    int64_t turn = 0;  // of num_turns: panels of all tiles of rows
+    int64_t num_turns = 0;
+    const std::byte* fetch = nullptr;  // a unit
+    int64_t num_fetched = 0;           // panels
+  };
+
+  // The panels of the next part are divided among the turns.
+  void choose_fetch(const Part& next, Products& p) const {
+    const int64_t first = next.num_panels * p.turn / p.num_turns;
+    p.num_fetched = next.num_panels * (p.turn + 1) / p.num_turns - first;
+    p.fetch = records(next, first);
+  }
+
+  // Into tile kAcc.
   template <int kAcc>
-  static void multiply_block(const Part& part, const std::byte* x, int64_t stride, int i, int s) {
-    constexpr int kX = kAcc == 0 ? 4 : 5;
-    constexpr int64_t kBytes = kBlockWeights / kScales;
-    Tiles::template load<kX>(x + i * kBlockDepth + s * kSumFeatures, stride);
-    Tiles::template load<6>(part.step->quants[i][0] + s * kBytes, kTileRowBytes);
+  [[gnu::always_inline]] void multiply_unit(const Part& next, Products& p, int64_t step) const {
+    constexpr int kX = 4 + kAcc % 2, kW = 6 + kAcc % 2;
+    Tiles::template load<kX>(p.x + p.unit * kUnitDepth, p.stride);
+    Tiles::template load<kW>(quants_[0] + step * kUnitWeights, kTileRowBytes);
     Tiles::template zero<kAcc>();
-    Tiles::template add_int8<kAcc, kX, 6>();
-    if constexpr (kPanels == 2) {
-      Tiles::template load<7>(part.step->quants[i][1] + s * kBytes, kTileRowBytes);
-      Tiles::template zero<kAcc + 1>();
-      Tiles::template add_int8<kAcc + 1, kX, 7>();
-    }
-  }
-
-  template <int kAcc>
-  static void store_block(const Part& part, int i, int s) {
-    Tiles::template store<kAcc>(part.sums->at[i][0][s], kTileRowBytes);
-    if constexpr (kPanels == 2) {
-      Tiles::template store<kAcc + 1>(part.sums->at[i][1][s], kTileRowBytes);
-    }
-  }
-
-  template <int kBlocks = kStepBlocks>
-  void add_sums(const Part& part) {
-    if (part.num_blocks == kBlocks) {
-      add_blocks<kBlocks>(part);
-    } else if constexpr (kBlocks > 1) {
-      add_sums<kBlocks - 1>(part);
-    }
-  }
-
-  // The order of add_block() in quant_gemm_avx512.h. The weights' scales stay in registers.
-  template <int kBlocks>
-  void add_blocks(const Part& part) {
-    Vec scale[kBlocks][kPanels][kScales], minimum[kBlocks][kPanels];
-#pragma GCC unroll 4
-    for (int i = 0; i < kBlocks; ++i) {
-#pragma GCC unroll 2
-      for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 2
-        for (int s = 0; s < kScales; ++s) scale[i][p][s] = load(part.step->scales[i][p][s]);
-        minimum[i][p] = kLayout.has_minimum ? load(part.step->minima[i][p]) : zero();
+    Tiles::template add_int8<kAcc, kX, kW>();
+    constexpr int64_t kBytes = kLayout.record_bytes() / kScales;
+    for (int64_t i = 0; i < p.num_fetched; ++i) {
+#pragma GCC unroll 9
+      for (int64_t at = 0; at < kBytes; at += kTileRowBytes) {
+        _mm_prefetch(p.fetch + i * args_.panel_bytes + at, _MM_HINT_T1);
       }
     }
-    const int64_t begin = tile_begin(part), end = smaller(part.row + tile_rows_, num_rows_);
-    const int64_t stride = args_.x_stride_bytes, depth = args_.depth, block = part.block;
-    const Sums& sums = *part.sums;
-    const std::byte* x = x_ + part.row * stride;
-    for (int64_t r = part.row; r < end; ++r, x += stride) {
-      const float* x_scales = QuantizedRow::scale(x, depth, block);
-      const float* x_sums = QuantizedRow::scaled_sum(x, depth, block);
-      Vec acc[kPanels];
-#pragma GCC unroll 2
-      for (int p = 0; p < kPanels; ++p) acc[p] = load(acc_[r][p]);
-#pragma GCC unroll 4
-      for (int i = 0; i < kBlocks; ++i) {
-        const Vec x_scale = set1(x_scales[i]), x_sum = set1(x_sums[i]);
-#pragma GCC unroll 2
-        for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 2
-          for (int s = 0; s < kScales; ++s) {
-            const Vec sum = load(sums.at[i][p][s][r - begin]);
-            acc[p] = fma(sum, mul(scale[i][p][s], x_scale), acc[p]);
-          }
-          if constexpr (kLayout.has_minimum) acc[p] = fma(minimum[i][p], x_sum, acc[p]);
-        }
-      }
-#pragma GCC unroll 2
-      for (int p = 0; p < kPanels; ++p) store(acc_[r][p], acc[p]);
+    p.fetch += kBytes;
+    if (++p.unit == p.num_units) {
+      p.unit = 0;
+      ++p.turn;
+      choose_fetch(next, p);
     }
   }
 
-  void write(float* out, const float* bias, int64_t num_cols) const {
-    for (int p = 0; p < kPanels; ++p) {
-      const int64_t col = p * kPanelRows, width = smaller(kPanelRows, num_cols - col);
-      const Vec b = bias == nullptr ? zero() : load_first(bias + col, width);
-      for (int64_t r = 0; r < num_rows_; ++r) {
-        const Vec y = load(acc_[r][p]);
-        store_first(out + r * args_.out_stride + col, bias == nullptr ? y : add(y, b), width);
-      }
+  // The order of add_block() in quant_gemm_avx512.h.
+  [[gnu::always_inline]] void add_unit(const int32_t (&sums)[kMaxTileRows][kPanelRows],
+                                       int64_t step, int64_t block,
+                                       Vec (&acc)[kMaxTileRows]) const {
+    const Vec scale = load(scales_[0][0] + step * kPanelRows);
+    const Vec minimum = kLayout.has_minimum ? load(minima_[0] + step * kPanelRows) : zero();
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kMaxTileRows; ++r) {
+      acc[r] = fma(load(sums[r]), mul(scale, set1(x_scales_[block][r])), acc[r]);
+      if constexpr (kLayout.has_minimum) acc[r] = fma(minimum, set1(x_sums_[block][r]), acc[r]);
     }
   }
 
-  alignas(64) float acc_[kRowGroup][kPanels][kPanelRows];
-  Step steps_[2];
-  Sums sums_[2];
+  // A tile of rows against the unpacked panels. The last tile ends with the last row and leaves out
+  // the rows that the one before it has.
+  void multiply(const Part& part, int64_t tile, const Part& next) {
+    const int64_t row = smaller(tile * kMaxTileRows, args_.num_rows - kMaxTileRows);
+    const int64_t stride = args_.x_stride_bytes, num_units = part.num_blocks * kScales;
+    const int64_t num_steps = part.num_panels * num_units;
+    const std::byte* x = args_.x + row * stride;
+    transpose(QuantizedRow::scale(x, args_.depth, part.first_block), stride, part.num_blocks,
+              x_scales_);
+    if constexpr (kLayout.has_minimum) {
+      transpose(QuantizedRow::scaled_sum(x, args_.depth, part.first_block), stride, part.num_blocks,
+                x_sums_);
+    }
+    Products products;
+    products.x = QuantizedRow::quants(x, part.first_block);
+    products.stride = stride;
+    products.num_units = num_units;
+    products.turn = tile * part.num_panels;
+    products.num_turns = num_row_tiles_ * part.num_panels;
+    choose_fetch(next, products);
+
+    Output out(args_, part, row, tile * kMaxTileRows - row);
+    Vec acc[kMaxTileRows];
+    out.begin(acc);
+    int64_t unit = 0;  // of the panel whose sums are added
+    const auto run_step = [&](auto phase, int64_t step) __attribute__((always_inline)) {
+      constexpr int kAcc = phase.value;
+      constexpr int kStored = (kAcc + kSumTiles - kStoreDistance) % kSumTiles;
+      Tiles::template store<kStored>(sums_[kStored % kSumBuffers], kTileRowBytes);
+      if (step < num_steps) multiply_unit<kAcc>(next, products, step);
+      const int64_t before = step - kAddDistance;
+      if (before < 0 || before >= num_steps) return;
+      add_unit(sums_[kAcc % kSumBuffers], before, unit / kScales, acc);
+      if (++unit == num_units) {
+        unit = 0;
+        out.end(acc);
+        out.begin(acc);
+      }
+    };
+    for (int64_t step = 0; step < num_steps + kAddDistance; step += kSumTiles) {
+      run_step(StepPhase<0>{}, step);
+      run_step(StepPhase<1>{}, step + 1);
+      run_step(StepPhase<2>{}, step + 2);
+      run_step(StepPhase<3>{}, step + 3);
+    }
+  }
+
+  // Where the accumulators of a tile of rows go, panel after panel.
+  class Output {
+   public:
+    // The first `num_left_out` rows are not written.
+    Output(const GemmArgs& args, const Part& part, int64_t row, int64_t num_left_out)
+        : args_(args),
+          col_(part.first_panel * kPanelRows),
+          to_(args.out + row * args.out_stride + col_),
+          num_left_out_(num_left_out),
+          is_first_(part.first_block == 0),
+          has_bias_(args.bias != nullptr &&
+                    part.first_block + part.num_blocks == args.depth / kBlockDepth) {}
+
+    // The spans before this one left their results where the sums go.
+    [[gnu::always_inline]] void begin(Vec (&acc)[kMaxTileRows]) const {
+      const int64_t width = smaller(kPanelRows, args_.num_cols - col_);
+      if (is_first_ || width <= 0) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < kMaxTileRows; ++r) acc[r] = zero();
+        return;
+      }
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kMaxTileRows; ++r) {
+        acc[r] = load_first(to_ + r * args_.out_stride, width);
+      }
+    }
+
+    // x + -0 is x, whatever its sign.
+    [[gnu::always_inline]] void end(const Vec (&acc)[kMaxTileRows]) {
+      const int64_t width = smaller(kPanelRows, args_.num_cols - col_);
+      const Vec bias = has_bias_ ? load_first(args_.bias + col_, width) : set1(-0.0f);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kMaxTileRows; ++r) {
+        if (r < num_left_out_) continue;
+        store_first(to_ + r * args_.out_stride, add(acc[r], bias), width);
+      }
+      to_ += kPanelRows;
+      col_ += kPanelRows;
+    }
+
+   private:
+    const GemmArgs& args_;
+    int64_t col_;
+    float* to_;
+    const int64_t num_left_out_;
+    const bool is_first_;
+    const bool has_bias_;
+  };
+
+  // Of the part, by panel and block.
+  alignas(64) int8_t quants_[kGroupBlocks][kBlockWeights];
+  alignas(64) float scales_[kGroupBlocks][kScales][kPanelRows];
+  alignas(64) float minima_[kLayout.has_minimum ? kGroupBlocks : 1][kPanelRows];
+  // Of the tile of rows, by block.
+  alignas(64) float x_scales_[kMaxSpanBlocks][kMaxTileRows];
+  alignas(64) float x_sums_[kLayout.has_minimum ? kMaxSpanBlocks : 1][kMaxTileRows];
+  alignas(64) int32_t sums_[kSumBuffers][kMaxTileRows][kPanelRows];
   const GemmArgs& args_;
-  const std::byte* x_;
-  const std::byte* panels_;
-  const int64_t tile_rows_;
-  const int64_t num_rows_;
-  int64_t num_parts_ = 0;
-  Part last_;
+  const int64_t num_panels_;
+  const int64_t num_blocks_;
+  const int64_t span_blocks_;
+  const int64_t num_row_tiles_;
 };
 
-template <typename Tiles, PanelFormat kFormat, int kPanels>
-void tile_gemm_panels(const GemmArgs& args, int64_t tile_rows, int64_t row, int64_t rows,
-                      int64_t col) {
-  TileGemmQuantized<Tiles, kFormat, kPanels> gemm(args, tile_rows, row, rows, col);
-  gemm.run(args.out + row * args.out_stride + col, args.bias == nullptr ? nullptr : args.bias + col,
-           args.num_cols - col);
-}
-
+// Requires: at least kMaxTileRows rows.
 template <typename Tiles, PanelFormat kFormat>
 void tile_gemm_quantized(const GemmArgs& args) {
-  const int64_t tile_rows = smaller(kMaxTileRows, args.num_rows);
-  constexpr int64_t kDepth = kBlockDepth / quant_layout(kFormat).num_scales;
-  const TileShape sums{tile_rows, kTileRowBytes}, rows{tile_rows, kDepth},
-      columns{kDepth / kVectorDepth, kTileRowBytes};
-  Tiles::configure({sums, sums, sums, sums, rows, rows, columns, columns});
-  // Groups as even as possible, so that each has a tile of rows.
-  const int64_t num_groups = (args.num_rows + kRowGroup - 1) / kRowGroup;
-  int64_t row = 0;
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const int64_t count = (args.num_rows - row + num_groups - g - 1) / (num_groups - g);
-    int64_t col = 0;
-    for (; col + kPanelRows < args.num_cols; col += 2 * kPanelRows) {
-      tile_gemm_panels<Tiles, kFormat, 2>(args, tile_rows, row, count, col);
-    }
-    if (col < args.num_cols) {
-      tile_gemm_panels<Tiles, kFormat, 1>(args, tile_rows, row, count, col);
-    }
-    row += count;
-  }
-  Tiles::release();
+  TileGemmQuantized<Tiles, kFormat>(args).run();
 }
 
 }  // namespace

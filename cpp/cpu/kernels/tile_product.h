@@ -17,11 +17,14 @@ struct TileMatrix {
   int64_t next_step = 0;  // to the next 32 values of the depth
 };
 
+enum class TilePrefetch : uint8_t { kNone, kToL1, kToL2 };
+
 // Rows [rows, 32 a step] times columns [16 pairs a step, 16, 2].
 struct TileProduct {
   TileMatrix rows, columns;
   int64_t num_steps = 0;
-  int64_t prefetch_bytes = 0;  // how far ahead the columns are fetched; 0 = not
+  TilePrefetch prefetch = TilePrefetch::kNone;  // of the columns
+  int64_t prefetch_bytes = 0;                   // how far ahead
 };
 
 // The accumulators' place in memory. All in bytes.
@@ -71,8 +74,18 @@ inline void store_tiles(const TileOutput& out) {
   }
 }
 
-inline void prefetch_tile(const std::byte* tile) {
-  for (int64_t i = 0; i < kTileBytes; i += kTileRowBytes) _mm_prefetch(tile + i, _MM_HINT_T0);
+template <_mm_hint kHint>
+inline void prefetch_lines(const std::byte* tile) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kTileBytes; i += kTileRowBytes) _mm_prefetch(tile + i, kHint);
+}
+
+inline void prefetch_tile(const std::byte* tile, TilePrefetch prefetch) {
+  if (prefetch == TilePrefetch::kToL1) {
+    prefetch_lines<_MM_HINT_T0>(tile);
+  } else {
+    prefetch_lines<_MM_HINT_T1>(tile);
+  }
 }
 
 template <typename Tiles, int kRowTiles, int kColumnTiles>
@@ -91,9 +104,10 @@ inline void add_product(const TileProduct& p) {
       Tiles::template add_bfloat16<2, 5, 6>();
       if constexpr (kColumnTiles == 2) Tiles::template add_bfloat16<3, 5, 7>();
     }
-    if (p.prefetch_bytes > 0) {
-      prefetch_tile(b + p.prefetch_bytes);
-      if constexpr (kColumnTiles == 2) prefetch_tile(b + p.columns.next_tile + p.prefetch_bytes);
+    if (p.prefetch != TilePrefetch::kNone) {
+      const std::byte* ahead = b + p.prefetch_bytes;
+      prefetch_tile(ahead, p.prefetch);
+      if constexpr (kColumnTiles == 2) prefetch_tile(ahead + p.columns.next_tile, p.prefetch);
     }
     a += p.rows.next_step;
     b += p.columns.next_step;

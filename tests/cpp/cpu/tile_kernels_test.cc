@@ -16,9 +16,19 @@
 namespace octavo::cpu {
 namespace {
 
+// As the AMX table has it.
+template <PanelFormat kFormat>
+void gemm_quantized(const GemmArgs& args) {
+  if (args.num_rows < kMaxTileRows) {
+    kernels_for(Isa::kAvx2).gemm[static_cast<int>(kFormat)](args);
+  } else {
+    tile_gemm_quantized<PlainTiles, kFormat>(args);
+  }
+}
+
 template <PanelFormat kFormat>
 void add_quantized_gemm(Kernels& k) {
-  k.gemm[static_cast<int>(kFormat)] = tile_gemm_quantized<PlainTiles, kFormat>;
+  k.gemm[static_cast<int>(kFormat)] = gemm_quantized<kFormat>;
 }
 
 const Kernels& tile_kernels() {
@@ -140,7 +150,7 @@ TEST(TileKernelsTest, QuantizedProductsAreTheBitsOfEveryOtherKernel) {
         const auto bits = random_weight(dtype, out * in);
         const WeightView view{bits.data(), dtype, out, in};
         Layer tiles(tile_kernels(), view), plain(kernels_for(Isa::kAvx2), view);
-        for (const int64_t rows : {1, 7, 15, 16, 17, 40, 128, 129, 150}) {
+        for (const int64_t rows : {1, 15, 16, 17, 31, 40, 128, 129}) {
           auto x = random_floats(rows * in, static_cast<uint32_t>(rows));
           x[0] = x[rows * in - 1] = rows == 40 ? NAN : 50.0f;
           const auto expected = plain.run(x);
