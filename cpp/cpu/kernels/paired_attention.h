@@ -136,7 +136,8 @@ class PairedAttention {
     const uint16_t* first = keys_[j / kLanes];
     const uint16_t* second = j + kLanes < count ? keys_[j / kLanes + 1] : first;
     const int64_t stride = task_.kv.block_size;  // of one dimension
-    Vec total[kRows][2] = {};
+    Vec total[kRows][2];  // "= {}" would clear memory too, by a slow string instruction
+    for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = zero();
     for (int64_t begin = 0; begin < head_dim_; begin += kTileDepth) {
       PairedSums<kRows, 2> sums;
       for (int64_t d = begin; d < smaller(head_dim_, begin + kTileDepth); d += 2) {
