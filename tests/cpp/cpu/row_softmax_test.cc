@@ -135,7 +135,8 @@ TEST(RowSoftmaxTest, RowsDoNotDependOnEachOther) {
   for (int64_t row = 0; row < 16; row += 5) {
     const int64_t count = std::min<int64_t>(5, 16 - row);
     const auto first = scores.begin() + row * kKeyTile;
-    const auto p = apart.soften({first, first + count * kKeyTile}, {row, count, kKeyTile, kKeyTile});
+    const auto p =
+        apart.soften({first, first + count * kKeyTile}, {row, count, kKeyTile, kKeyTile});
     EXPECT_TRUE(same_bits(
         p, {expected.begin() + row * kKeyTile, expected.begin() + (row + count) * kKeyTile}));
   }
