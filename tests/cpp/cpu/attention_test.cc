@@ -133,24 +133,30 @@ TEST_P(AttentionTest, RowsDoNotDependOnChunksOrNeighbours) {
 // What an ended sequence left in its blocks is never seen, not even as 0 * NaN.
 TEST_P(AttentionTest, StaleSlotsAreInvisible) {
   const auto b = backend();
-  const AttentionShape shape{4, 2, 40, 16};
-  const PagedSequences sequences(shape, {37}, 3);
-  const auto fresh = b->create_kv_cache(sequences.cache_spec(DType::kFloat32));
-  const auto used = b->create_kv_cache(sequences.cache_spec(DType::kFloat32));
-  std::vector<float> poison(48 * shape.qkv_width(), NAN);
-  std::vector<int32_t> positions(48), start{0, 48}, lens{48}, table{0, 1, 2};
-  std::vector<int64_t> slots(48);
-  std::iota(positions.begin(), positions.end(), 0);
-  std::iota(slots.begin(), slots.end(), 0);
-  ForwardInputs inputs;
-  inputs.num_tokens = 48;
-  inputs.num_seqs = 1;
-  inputs.positions = positions.data();
-  inputs.slot_mapping = slots.data();
-  b->rope_and_cache(matrix(poison, 48, shape.qkv_width()), {}, inputs, sequences.params(), *used);
-  const std::vector<Chunk> steps[] = {{{0, 0, 20}}, {{0, 20, 17}}};
-  for (const auto& chunks : steps) {
-    EXPECT_TRUE(same_bits(sequences.run(*b, *used, chunks), sequences.run(*b, *fresh, chunks)));
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const AttentionShape& shape : {AttentionShape{4, 2, 40, 16}, {4, 2, 48, 16}}) {
+      const PagedSequences sequences(shape, {37}, 3);
+      const auto fresh = b->create_kv_cache(sequences.cache_spec(dtype));
+      const auto used = b->create_kv_cache(sequences.cache_spec(dtype));
+      std::vector<float> poison(48 * shape.qkv_width(), NAN);
+      std::vector<int32_t> positions(48);
+      std::vector<int64_t> slots(48);
+      std::iota(positions.begin(), positions.end(), 0);
+      std::iota(slots.begin(), slots.end(), 0);
+      ForwardInputs inputs;
+      inputs.num_tokens = 48;
+      inputs.num_seqs = 1;
+      inputs.positions = positions.data();
+      inputs.slot_mapping = slots.data();
+      b->rope_and_cache(matrix(poison, 48, shape.qkv_width()), {}, inputs, sequences.params(),
+                        *used);
+      for (const Chunk& chunk : {Chunk{0, 0, 20}, {0, 20, 16}, {0, 36, 1}}) {
+        const auto expected = sequences.run(*b, *fresh, {chunk});
+        EXPECT_FALSE(std::isnan(expected[0]));
+        EXPECT_TRUE(same_bits(sequences.run(*b, *used, {chunk}), expected))
+            << "head_dim " << shape.head_dim << " from position " << chunk.computed;
+      }
+    }
   }
 }
 
