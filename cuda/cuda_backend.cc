@@ -284,6 +284,7 @@ class CudaBackend : public Backend {
     cuda::gather_rows(context_, x, indices, out);
   }
   int32_t max_steps_in_flight() const override { return Sampler::kMaxStepsInFlight; }
+  int64_t row_multiple() const override { return 128; }  // of most of cuBLASLt's tiles
   void begin_step() override {
     check_cuda(cudaSetDevice(device_));
     sampler_.begin_step();

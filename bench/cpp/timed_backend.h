@@ -192,6 +192,7 @@ class TimedBackend final : public Backend {
   }
 
   int32_t max_steps_in_flight() const override { return inner_.max_steps_in_flight(); }
+  int64_t row_multiple() const override { return inner_.row_multiple(); }
   void begin_step() override { inner_.begin_step(); }
   void end_step() override { inner_.end_step(); }
   void wait_step() override { inner_.wait_step(); }

@@ -415,6 +415,8 @@ class Backend {
   // forgotten by the next begin_step(). At most max_steps_in_flight() steps may await their
   // wait_step().
   virtual int32_t max_steps_in_flight() const { return 1; }
+  // A pass over many rows takes about as long as one over the next multiple of so many.
+  virtual int64_t row_multiple() const { return 1; }
   virtual void begin_step() {}
   virtual void end_step() {}
   virtual void wait_step() { synchronize(); }

@@ -22,10 +22,10 @@ void Activations::convert_to(ActivationFormat format, TensorView x) {
   const int64_t stride = activation_row_bytes(format, x.cols());
   std::byte* data = scratch_[static_cast<int>(format)].get<std::byte>(x.rows() * stride);
   rows = {data, stride};
-  constexpr int64_t kRowsPerTask = 8;
-  pool_.parallel_for((x.rows() + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
-    const int64_t end = std::min(x.rows(), (task + 1) * kRowsPerTask);
-    for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+  const int64_t rows_per_task = pool_.rows_per_task(x.rows(), 8);
+  pool_.parallel_for((x.rows() + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
+    const int64_t end = std::min(x.rows(), (task + 1) * rows_per_task);
+    for (int64_t r = task * rows_per_task; r < end; ++r) {
       convert_row(x.as<float>() + r * x.row_stride, x.cols(), data + r * stride);
     }
   });

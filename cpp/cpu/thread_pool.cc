@@ -77,6 +77,14 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+int64_t ThreadPool::rows_per_task(int64_t rows, int64_t least) const {
+  constexpr int64_t kManyRows = 32;  // a thread
+  constexpr int64_t kMultiple = 16;
+  if (rows < kManyRows * num_threads()) return least;
+  const int64_t run = (rows + num_threads() - 1) / num_threads();
+  return std::max(least, (run + kMultiple - 1) / kMultiple * kMultiple);
+}
+
 void ThreadPool::run(int64_t num_tasks, const void* context, Invoke invoke) {
   if (workers_.empty() || num_tasks <= 1) {
     for (int64_t task = 0; task < num_tasks; ++task) invoke(context, task, 0);

@@ -26,6 +26,11 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // How many of `rows` a task of a loop over rows takes: `least`, or of many rows one run a thread.
+  // Then a thread finds in its cache what it wrote of them in the loop before, as a rule, and two
+  // do not write to one cache line of a row's neighbours at the same time.
+  int64_t rows_per_task(int64_t rows, int64_t least) const;
+
   // Calls body(task, thread) for every task in [0, num_tasks), thread in [0, num_threads()), and
   // returns when all calls have returned. Tasks start in ascending order. Allocates nothing.
   // Throws what a call threw, one of them if several did, once no call runs any more; some tasks

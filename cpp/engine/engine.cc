@@ -35,6 +35,7 @@ SchedulerOptions scheduler_options(const EngineConfig& config, int64_t vocab_siz
   options.max_num_seqs = config.max_num_seqs;
   options.max_num_batched_tokens = config.max_num_batched_tokens;
   options.max_num_mixed_prefill_tokens = config.max_num_mixed_prefill_tokens;
+  options.mixed_step_multiple = runner.row_multiple();
   options.enable_chunked_prefill = config.enable_chunked_prefill;
   options.policy = config.scheduling_policy;
   options.seed = config.seed;

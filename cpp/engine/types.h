@@ -22,7 +22,7 @@ struct EngineConfig {
 
   int32_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 2048;
-  int64_t max_num_mixed_prefill_tokens = 384;  // of prompts, in a step that decodes too
+  int64_t max_num_mixed_prefill_tokens = 320;  // of prompts, in a step that decodes too
   int32_t max_loras = 0;      // adapters that the device holds at the same time; 0 = none
   int64_t max_lora_rank = 0;  // of an adapter
   bool enable_chunked_prefill = true;

@@ -27,6 +27,7 @@ class ModelRunner final : public StepRunner {
   ModelRunner& operator=(const ModelRunner&) = delete;
 
   int32_t max_steps_in_flight() const override { return backend_.max_steps_in_flight(); }
+  int64_t row_multiple() const override { return backend_.row_multiple(); }
   int64_t sliding_window() const override { return model_.widest_window(); }
   void launch(const ScheduledBatch& batch) override;
   void wait(StepResult& result) override;

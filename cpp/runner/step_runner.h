@@ -14,6 +14,8 @@ class StepRunner {
 
   // Steps that may be launched before the first of them is waited for: 1 or 2.
   virtual int32_t max_steps_in_flight() const { return 1; }
+  // See Backend.
+  virtual int64_t row_multiple() const { return 1; }
 
   // Keys that the widest layer sees: blocks before them may be given back. 0 = all.
   virtual int64_t sliding_window() const { return 0; }

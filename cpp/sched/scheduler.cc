@@ -49,6 +49,9 @@ SchedulerOptions validated(SchedulerOptions options) {
   if (options.max_num_mixed_prefill_tokens < 1) {
     throw ConfigError("max_num_mixed_prefill_tokens must be at least 1");
   }
+  if (options.mixed_step_multiple < 1) {
+    throw ConfigError("mixed_step_multiple must be at least 1");
+  }
   if (options.max_steps_in_flight < 1 || options.max_steps_in_flight > 2) {
     throw ConfigError("max_steps_in_flight must be 1 or 2");
   }
@@ -186,7 +189,7 @@ void Scheduler::schedule(ScheduledBatch& batch, int64_t now_ns) {
   budget_ = options_.max_num_batched_tokens;
   schedule_decodes(batch);
   if (!batch.sequences.empty() && options_.enable_chunked_prefill) {
-    budget_ = std::min(budget_, num_mixed_prefill_tokens());
+    budget_ = std::min(budget_, num_mixed_prefill_tokens(batch.num_tokens));
   }
   schedule_prefills(batch);
   admit_waiting(batch);
@@ -207,10 +210,13 @@ void Scheduler::schedule_decodes(ScheduledBatch& batch) {
 
 // Few tokens beside decodes keep the gaps of streams short; but each step reads all weights, so the
 // more there is to compute, the larger the share of it that a step takes.
-int64_t Scheduler::num_mixed_prefill_tokens() const {
+int64_t Scheduler::num_mixed_prefill_tokens(int64_t num_decodes) const {
   int64_t num_left = stats_.num_waiting_tokens;
   for (const Sequence* sequence : running_) num_left += num_uncomputed_tokens(*sequence);
-  return std::max(options_.max_num_mixed_prefill_tokens, num_left / kStepsOfBacklog);
+  const int64_t multiple = options_.mixed_step_multiple;
+  const int64_t most =
+      num_decodes + std::max(options_.max_num_mixed_prefill_tokens, num_left / kStepsOfBacklog);
+  return (most + multiple - 1) / multiple * multiple - num_decodes;
 }
 
 // Prompts in progress. Their blocks were taken at admission.

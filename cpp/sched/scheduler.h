@@ -25,6 +25,8 @@ struct SchedulerOptions {
   // Prompt tokens of a step that decodes too, so that streams wait little for other people's
   // prompts. More while many wait: a 16th of them. Of no effect without chunked prefill.
   int64_t max_num_mixed_prefill_tokens = std::numeric_limits<int32_t>::max();
+  // Such a step is filled up to a multiple of so many tokens, which the device computes anyway.
+  int64_t mixed_step_multiple = 1;
   bool enable_chunked_prefill = true;
   SchedulingPolicy policy = SchedulingPolicy::kFcfs;
   uint64_t seed = 0;
@@ -115,7 +117,7 @@ class Scheduler {
   void shed(const Request& request);
 
   void schedule_decodes(ScheduledBatch& batch);
-  int64_t num_mixed_prefill_tokens() const;
+  int64_t num_mixed_prefill_tokens(int64_t num_decodes) const;
   void schedule_prefills(ScheduledBatch& batch);
   void admit_waiting(ScheduledBatch& batch);
   bool try_admit(Sequence& sequence, ScheduledBatch& batch);

@@ -210,7 +210,8 @@ class ServeConfig:
     )
     max_num_mixed_prefill_tokens: int = option(
         "prompt tokens of a step that decodes too, so that prompts delay streams little; more "
-        "while many wait; auto: 128 on CPUs, else 384",
+        "while many wait, and on CUDA filled up to a multiple of 128 with the decodes; auto: 128 "
+        "on CPUs, else 320",
         default=0,
         parse=parse_length,
         minimum=0,

@@ -32,6 +32,7 @@ SchedulerOptions make_options(const py::kwargs& fields) {
       get(fields, "max_num_batched_tokens", options.max_num_batched_tokens);
   options.max_num_mixed_prefill_tokens =
       get(fields, "max_num_mixed_prefill_tokens", options.max_num_mixed_prefill_tokens);
+  options.mixed_step_multiple = get(fields, "mixed_step_multiple", 1);
   options.enable_chunked_prefill = get(fields, "enable_chunked_prefill", true);
   options.max_steps_in_flight = get(fields, "max_steps_in_flight", 1);
   const bool by_priority = get(fields, "by_priority", false);

@@ -34,7 +34,7 @@ def test_the_tokens_of_a_step_suit_the_device_unless_given(
 
 
 @pytest.mark.parametrize(
-    ("given", "device", "tokens"), [(0, "cpu", 128), (0, "cuda:0", 384), (7, "cpu", 7)]
+    ("given", "device", "tokens"), [(0, "cpu", 128), (0, "cuda:0", 320), (7, "cpu", 7)]
 )
 def test_prompts_beside_decodes_suit_the_device_unless_given(
     given: int, device: str, tokens: int

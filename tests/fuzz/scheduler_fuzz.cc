@@ -89,6 +89,7 @@ octavo::SchedulerOptions read_options(Input& input) {
   options.enable_chunked_prefill = input.byte() % 4 != 0;
   options.max_num_batched_tokens = options.enable_chunked_prefill ? 8 + input.byte() % 60 : 128;
   options.max_num_mixed_prefill_tokens = 1 + options.max_num_batched_tokens % 16;
+  options.mixed_step_multiple = 1 + options.max_num_batched_tokens % 5;
   options.policy =
       input.byte() % 2 != 0 ? octavo::SchedulingPolicy::kPriority : octavo::SchedulingPolicy::kFcfs;
   return options;

@@ -74,6 +74,7 @@ option_sets = st.fixed_dictionaries(
         "enable_prefix_caching": st.booleans(),
         "enable_chunked_prefill": st.booleans(),
         "max_num_mixed_prefill_tokens": st.sampled_from([1, 3, 1000]),
+        "mixed_step_multiple": st.sampled_from([1, 4]),
         "by_priority": st.booleans(),
         "max_steps_in_flight": st.sampled_from([1, 2]),
     }

@@ -47,7 +47,7 @@ _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
 # Of prompts beside decodes: bench/results/2026-11-29-mixed-steps.md.
 _MIXED_TOKENS_CPU = 128
-_MIXED_TOKENS = 384
+_MIXED_TOKENS = 320
 _INT4 = frozenset({"int4_g32", "int4_g64", "int4_g128"})
 _KEPT_ON_CPU = _INT4 | {"q8_0"}
 _KEPT_ON_CUDA = _INT4 | {"float8_rows", "float8_blocks"}

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <thread>
 
 #include "base/check.h"
@@ -107,7 +108,8 @@ TEST_P(LinearTest, ReadsEveryPlainSourceType) {
   const auto backend = create_backend(backend_options(isa(), DType::kFloat32));
   constexpr int64_t kOut = 19, kIn = 24;
   const auto w = random_floats(kOut * kIn, 2);
-  std::vector<_Float16> halves(w.begin(), w.end());
+  std::vector<_Float16> halves(w.size());
+  std::ranges::transform(w, halves.begin(), [](float v) { return static_cast<_Float16>(v); });
   auto weight = backend->create_linear(kOut, kIn, false);
   backend->load_rows(*weight, 0, {halves.data(), DType::kFloat16, kOut, kIn});
   std::vector<int32_t> ids(kOut);

@@ -47,6 +47,14 @@ TEST(ThreadPool, ThreadThatCannotStartIsAnError) {
 #endif
 }
 
+TEST(ThreadPool, ManyRowsAreOneRunAThread) {
+  const ThreadPool pool(2);
+  EXPECT_EQ(pool.rows_per_task(63, 8), 8);
+  EXPECT_EQ(pool.rows_per_task(64, 8), 32);
+  EXPECT_EQ(pool.rows_per_task(500, 8), 256);  // a multiple of 16
+  EXPECT_EQ(pool.rows_per_task(500, 300), 300);
+}
+
 TEST(ThreadPool, RunsMoreTasksThanATicketHolds) {
   ThreadPool pool(2);
   constexpr int64_t kTasks = 200'001;

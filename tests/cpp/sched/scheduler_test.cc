@@ -33,6 +33,7 @@ TEST(SchedulerOptionsTest, ImpossibleOptionsAreRefused) {
   refuses([](SchedulerOptions& o) { o.max_num_batched_tokens = o.max_num_seqs - 1; });
   refuses([](SchedulerOptions& o) { o.max_num_batched_tokens = int64_t{1} << 31; });
   refuses([](SchedulerOptions& o) { o.max_num_mixed_prefill_tokens = 0; });
+  refuses([](SchedulerOptions& o) { o.mixed_step_multiple = 0; });
   refuses([](SchedulerOptions& o) { o.blocks.num_blocks = 0; });
   refuses([](SchedulerOptions& o) { o.blocks.num_blocks = o.blocks.block_size = 1; });
   refuses([](SchedulerOptions& o) { o.enable_chunked_prefill = false; });
@@ -178,6 +179,18 @@ TEST(SchedulerTest, TheMoreWaitsTheLargerThePieces) {
   SchedulerOptions options = small_options();
   options.max_num_mixed_prefill_tokens = 2;
   expect_beside_a_decode(options, 100, 60, {1, 160 / 16});
+}
+
+TEST(SchedulerTest, StepsWithDecodesAreFilledUpToAMultiple) {
+  SchedulerOptions options = small_options();
+  options.max_num_mixed_prefill_tokens = 5;
+  options.mixed_step_multiple = 8;
+  expect_beside_a_decode(options, 4, 20, {1, 4, 3});
+  expect_beside_a_decode(options, 20, 9, {1, 7});
+  options.max_num_mixed_prefill_tokens = 7;
+  expect_beside_a_decode(options, 20, 9, {1, 7});
+  options.max_num_mixed_prefill_tokens = 8;
+  expect_beside_a_decode(options, 20, 9, {1, 15});
 }
 
 TEST(SchedulerTest, PiecesAreSharedByPromptsAndNeverExceedTheBudget) {
