@@ -23,7 +23,7 @@ import gguf
 from octavo.model.demo import DEMOS, find_demo
 from parity.requantized import requantize
 
-LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--quantization", "keep"]
+LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--device", "cpu"]
 PEERS = {"llama.cpp": "peer_llama_cpp.py", "openvino": "peer_openvino.py"}
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
 
@@ -32,7 +32,8 @@ def octavo(model: Path, batches: str, prefill: str) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         shapes = ["--batch", batches, "--prefill", prefill, "--repeats", "1"]
         memory = ["--kv-cache-memory-bytes", "512MiB", "--no-enable-prefix-caching"]
-        command = [*LATENCY, str(model), *shapes, *memory, "--json", file.name]
+        command = [*LATENCY, str(model), "--quantization", "keep", *shapes, *memory]
+        command += ["--json", file.name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         figures = json.loads(Path(file.name).read_text("utf-8"))["figures"]
     return {
