@@ -3,9 +3,11 @@
     export PYTHONPATH=tests
     python bench/compare_cpu.py --peer-python /path/with/llama-cpp-python/bin/python --rounds 2
     python bench/compare_cpu.py --peer openvino --peer-python PYTHON --types Q4_1
+    python bench/compare_cpu.py --peer vllm --peer-python PYTHON --types BF16
 
 Tokens per second on two threads, the median of the rounds. The Q8_0 and BF16 files are made from
-the demo's file with the gguf package.
+the demo's file with the gguf package, and from those the checkpoint that vLLM needs: the same
+weights, in bfloat16 or, with `--peer-dtype float32`, widened.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import tempfile
 from pathlib import Path
 
 import gguf
+import torch
 
 from octavo.model.demo import DEMOS, find_demo
+from parity.reference import llama_from_gguf
 from parity.requantized import requantize
 
 LATENCY = [sys.executable, "-m", "octavo.cli.main", "bench", "latency", "--device", "cpu"]
-PEERS = {"llama.cpp": "peer_llama_cpp.py", "openvino": "peer_openvino.py"}
+PEERS = {"llama.cpp": "peer_llama_cpp.py", "openvino": "peer_openvino.py", "vllm": "peer_vllm.py"}
 TYPES = {"Q8_0": gguf.GGMLQuantizationType.Q8_0, "BF16": gguf.GGMLQuantizationType.BF16}
 
 
@@ -46,6 +50,17 @@ def ints(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
+def checkpoint(model: Path, dtype: str) -> Path:
+    """The model of a GGUF file as a directory of safetensors beside it, for a peer that needs one.
+
+    Without a tokenizer.
+    """
+    directory = model.with_name(f"{model.stem}-{dtype}")
+    if not (directory / "config.json").exists():
+        llama_from_gguf(model).to(getattr(torch, dtype)).save_pretrained(directory)
+    return directory
+
+
 def peer(args: argparse.Namespace, model: Path) -> dict[str, float]:
     program = Path(__file__).with_name(PEERS[args.peer])
     shapes = ["--batch", args.batch, "--prefill", args.prefill, "--steps", str(args.peer_steps)]
@@ -59,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", choices=PEERS, default="llama.cpp")
     parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--peer-dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--peer-steps", type=int, default=128, help="decode steps of the peer")
     parser.add_argument("--model", type=Path, help="the demo's file (default: it is looked for)")
     parser.add_argument("--rounds", type=int, default=2)
@@ -75,10 +91,11 @@ def main() -> None:
         model = demo if name == "Q4_1" else args.directory / f"smollm2-{name}.gguf"
         if not model.exists():
             requantize(demo, model, TYPES[name])
+        peers = checkpoint(model, args.peer_dtype) if args.peer == "vllm" else model
         ours, theirs = [], []
         for _ in range(args.rounds):
             ours.append(octavo(model, args.batch, args.prefill))
-            theirs.append(peer(args, model))
+            theirs.append(peer(args, peers))
         for key in ours[0]:
             a = statistics.median(each[key] for each in ours)
             b = statistics.median(each[key] for each in theirs)

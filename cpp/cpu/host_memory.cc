@@ -1,46 +1,79 @@
 #include "cpu/host_memory.h"
 
 #include <algorithm>
-#include <fstream>
+#include <charconv>
+#include <cstdio>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace octavo::cpu {
 namespace {
 
-// A number at the start of a file; nothing for "max" or a file that is not there.
-std::optional<int64_t> read_number(const std::string& path) {
-  std::ifstream file(path);
+// A small file as a whole, empty where it cannot be read. No stream reads it: where two copies of
+// the C++ library are in one process, a stream may meet the other one's locale.
+std::string read_text(const std::string& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  std::string text;
+  char piece[4096];
+  while (file != nullptr) {
+    const size_t size = std::fread(piece, 1, sizeof(piece), file.get());
+    if (size == 0) break;
+    text.append(piece, size);
+  }
+  return text;
+}
+
+// Calls take(line) for each line until that returns true.
+template <typename Take>
+void for_each_line(std::string_view text, const Take& take) {
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    if (take(text.substr(0, end))) return;
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+}
+
+// The number that a text begins with, behind blanks; nothing for "max" or an empty text.
+std::optional<int64_t> number_at_start(std::string_view text) {
+  text.remove_prefix(std::min(text.find_first_not_of(" \t"), text.size()));
   int64_t value = 0;
-  if (file >> value) return value;
-  return std::nullopt;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc()) return std::nullopt;
+  return value;
+}
+
+std::optional<int64_t> read_number(const std::string& path) {
+  return number_at_start(read_text(path));
 }
 
 // A line "<key> <number> kB" of /proc/meminfo, in bytes.
-int64_t read_meminfo(const std::string& key) {
-  std::ifstream file("/proc/meminfo");
-  std::string name, rest;
-  int64_t kib = 0;
-  while (file >> name >> kib) {
-    if (name == key) return kib * 1024;
-    std::getline(file, rest);
-  }
-  return 0;
+int64_t read_meminfo(std::string_view key) {
+  int64_t bytes = 0;
+  for_each_line(read_text("/proc/meminfo"), [&](std::string_view line) {
+    if (!line.starts_with(key)) return false;
+    bytes = number_at_start(line.substr(key.size())).value_or(0) * 1024;
+    return true;
+  });
+  return bytes;
 }
 
 // The path of this process in the version 2 hierarchy, or of its memory controller in version 1.
 std::string control_group(bool version2) {
-  std::ifstream file("/proc/self/cgroup");
-  std::string line;
-  while (std::getline(file, line)) {
+  std::string path = "/";
+  for_each_line(read_text("/proc/self/cgroup"), [&](std::string_view line) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool is_memory = controllers.find("memory") != std::string::npos;
-    if (version2 ? controllers.empty() : is_memory) return line.substr(second + 1);
-  }
-  return "/";
+    if (second == std::string_view::npos) return false;
+    const std::string_view controllers = line.substr(first + 1, second - first - 1);
+    const bool is_memory = controllers.find("memory") != std::string_view::npos;
+    if (!(version2 ? controllers.empty() : is_memory)) return false;
+    path = line.substr(second + 1);
+    return true;
+  });
+  return path;
 }
 
 struct Limit {
