@@ -1,6 +1,6 @@
 // What a limit on the prompt tokens beside decodes does to latency: the real scheduler on a clock
 // that is advanced by step times measured on one H200 with Llama-3.1-8B in bfloat16
-// (bench/results/2026-11-29-h200.md, 2026-11-22-h200.md). Each run is the same to the microsecond;
+// (bench/results/2026-11-29-h200-mixed.md). Each run is the same to the microsecond;
 // the time that Google Benchmark prints is the simulation's own and means nothing.
 #include <benchmark/benchmark.h>
 

@@ -45,7 +45,7 @@ _SAME = (
 # gets a token meanwhile: bench/results/2026-11-22-startup.md.
 _STEP_TOKENS_CPU = 512
 _STEP_TOKENS = 2048
-# Of prompts beside decodes: bench/results/2026-11-29-mixed-steps.md.
+# Of prompts beside decodes: bench/results/2026-11-29-mixed-steps.md (CPU) and -h200-mixed.md.
 _MIXED_TOKENS_CPU = 128
 _MIXED_TOKENS = 320
 _INT4 = frozenset({"int4_g32", "int4_g64", "int4_g128"})
