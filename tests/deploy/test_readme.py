@@ -31,7 +31,9 @@ FOREIGN_FLAGS = {
     "--seed",
     "--seconds",
     "--weights",
-}  # of helm, systemctl, tests/ and bench/make_model.py
+    "--isa",
+    "--threads",
+}  # of helm, systemctl, tests/ and bench/
 EXAMPLES = {"--some-name", "OCTAVO_SOME_NAME"}
 CMAKE_OPTIONS = {"OCTAVO_BUILD_BENCH"}
 TEST_VARIABLES = {"OCTAVO_FAULTS", "OCTAVO_FAULTS_FIGURES"}
