@@ -50,14 +50,16 @@ def ints(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
 
 
-def checkpoint(model: Path, dtype: str) -> Path:
-    """The model of a GGUF file as a directory of safetensors beside it, for a peer that needs one.
+def checkpoint(model: Path, dtype: str, below: Path) -> Path:
+    """The model of a GGUF file as a directory of safetensors, for a peer that needs one.
 
     Without a tokenizer.
     """
-    directory = model.with_name(f"{model.stem}-{dtype}")
-    if not (directory / "config.json").exists():
-        llama_from_gguf(model).to(getattr(torch, dtype)).save_pretrained(directory)
+    directory = below / f"{model.stem}-{dtype}"
+    if not directory.exists():
+        part = directory.with_suffix(".part")
+        llama_from_gguf(model).to(getattr(torch, dtype)).save_pretrained(part)
+        part.rename(directory)
     return directory
 
 
@@ -91,7 +93,7 @@ def main() -> None:
         model = demo if name == "Q4_1" else args.directory / f"smollm2-{name}.gguf"
         if not model.exists():
             requantize(demo, model, TYPES[name])
-        peers = checkpoint(model, args.peer_dtype) if args.peer == "vllm" else model
+        peers = checkpoint(model, args.peer_dtype, args.directory) if args.peer == "vllm" else model
         ours, theirs = [], []
         for _ in range(args.rounds):
             ours.append(octavo(model, args.batch, args.prefill))

@@ -35,7 +35,7 @@ def load(wanted: peer_figures.Wanted) -> LLM:
         wanted.model,
         skip_tokenizer_init=True,
         dtype=config["dtype"],  # "auto" would narrow float32
-        max_model_len=4096,
+        max_model_len=1 + max(4096, PROMPT + wanted.steps, *wanted.lengths),
         max_num_seqs=max(wanted.batches),
         max_num_batched_tokens=2048,
         enable_prefix_caching=False,

@@ -5,14 +5,15 @@
 For each batch size, sequences of 128 tokens in and 256 out: their decode steps are timed while they
 all run, and once more under torch's profiler, for what the GPU does meanwhile. A prefill's row is
 of prompts of so many tokens, one after the other. The last row is a workload of ShareGPT-like
-lengths, whose steps are of decodes and prefills mixed. "Kernels" is the union of their intervals,
-for programmatic launches overlap; "gaps" is the rest of the time from the first kernel to the last.
-The engine thread's time is what it does not wait.
+lengths, whose steps are of decodes and prefills mixed. No prompt finds the prefix of one before it.
+"Kernels" is the union of their intervals, for programmatic launches overlap; "gaps" is the rest of
+the time from the first kernel to the last. The engine thread's time is what it does not wait.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -141,11 +142,12 @@ def main() -> None:
     lengths = [int(number) for number in arguments.prefill.split(",") if number]
     print("| batch | step ms | kernels ms | gaps µs | engine thread µs | of it launching µs |")
     print("|---|---|---|---|---|---|")
-    with offline.load(config.ServeConfig.from_cli_args(arguments)) as engine:
+    chosen = config.ServeConfig.from_cli_args(arguments)
+    with offline.load(dataclasses.replace(chosen, enable_prefix_caching=False)) as engine:
         for batch in batches:
             items = fixed(batch, PROMPT_LEN, OUTPUT_LEN, seed=batch)
             report(engine, str(batch), items, batch)
-        for length in lengths:
+        for length in (each for each in lengths if each < engine.max_model_len):
             report(engine, f"prefill {length}", fixed(PREFILLS, length, 1, seed=length))
         report(engine, "mixed", sharegpt_like(MIXED_REQUESTS), MIXED_REQUESTS // 4)
 

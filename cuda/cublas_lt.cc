@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <limits>
 
 #include "base/errors.h"
 #include "cuda/common/stream.h"
@@ -249,7 +250,7 @@ void Gemm::measure(const DeviceContext& context, const Call& call, Product& prod
   Event end(cudaEventDefault);
   product.set_rows(call.x.rows());
   LtAlgorithm best = candidates.front();
-  float least_ms = 0.0f;
+  float least_ms = std::numeric_limits<float>::infinity();
   for (const LtAlgorithm& candidate : candidates) {
     product.algorithm = candidate;
     if (!is_valid(product)) continue;
@@ -266,10 +267,9 @@ void Gemm::measure(const DeviceContext& context, const Call& call, Product& prod
     }
     std::ranges::sort(times);
     const float ms = times[times.size() / 2];
-    if (&candidate == &candidates.front()) {
-      least_ms = ms * needed;
-    } else if (ms < least_ms) {
-      least_ms = ms;
+    const bool is_first = &candidate == &candidates.front();
+    if (is_first || ms < least_ms) {
+      least_ms = is_first ? ms * needed : ms;
       best = candidate;
     }
   }

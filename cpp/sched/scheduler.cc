@@ -58,6 +58,11 @@ SchedulerOptions validated(SchedulerOptions options) {
   if (options.max_num_batched_tokens > std::numeric_limits<int32_t>::max()) {
     throw ConfigError("max_num_batched_tokens must be below 2^31");
   }
+  // More would have no effect, and could overflow.
+  options.max_num_mixed_prefill_tokens =
+      std::min(options.max_num_mixed_prefill_tokens, options.max_num_batched_tokens);
+  options.mixed_step_multiple =
+      std::min(options.mixed_step_multiple, options.max_num_batched_tokens);
   return options;
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 #include <vector>
 
@@ -179,6 +180,14 @@ TEST(SchedulerTest, TheMoreWaitsTheLargerThePieces) {
   SchedulerOptions options = small_options();
   options.max_num_mixed_prefill_tokens = 2;
   expect_beside_a_decode(options, 100, 60, {1, 160 / 16});
+}
+
+TEST(SchedulerTest, LimitsWithoutAnEndAreTheBudget) {
+  SchedulerOptions options = small_options();
+  options.max_num_batched_tokens = 16;
+  options.max_num_mixed_prefill_tokens = std::numeric_limits<int64_t>::max();
+  options.mixed_step_multiple = std::numeric_limits<int64_t>::max();
+  expect_beside_a_decode(options, 9, 20, {1, 9, 6});
 }
 
 TEST(SchedulerTest, StepsWithDecodesAreFilledUpToAMultiple) {
