@@ -4,7 +4,7 @@
 // it. The few rows of a decode would leave a tile almost empty; they take the vector units in the
 // order of the tiles (paired_attention.h), so a row is the same bits in both. Denormals are zero
 // throughout, as the tiles have it. Roof of 64 rows x 64 keys x 64 dimensions, computed: 64
-// products, 1,024 cycles, beside the softmax (row_softmax.h), whose 1,700 cycles bound prefill.
+// products, 1,024 cycles, beside the softmax (row_softmax.h), whose 1,800 cycles bound prefill.
 #pragma once
 
 #include "cpu/kernels.h"

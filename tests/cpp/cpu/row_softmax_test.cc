@@ -127,6 +127,18 @@ TEST(RowSoftmaxTest, TwoTilesMatchADoublePrecisionTwin) {
   }
 }
 
+// The greatest score's exponent is 0 whatever its size; scaled first, it would be off by 2^31 /
+// 2^24.
+TEST(RowSoftmaxTest, HugeScoresStayFinite) {
+  Softmax softmax({0.0f, 0, 1});
+  std::vector<float> scores(16 * kKeyTile);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    scores[i] = i % kKeyTile == 5 ? 3.87e10f + static_cast<float>(i / kKeyTile) * 1e9f : 1.0f;
+  }
+  const auto p = softmax.soften(scores, {0, 16, 0, kKeyTile});
+  for (size_t i = 0; i < p.size(); ++i) EXPECT_EQ(p[i], i % kKeyTile == 5 ? 1.0f : 0.0f);
+}
+
 TEST(RowSoftmaxTest, RowsDoNotDependOnEachOther) {
   const Case c{0.0f, 0, 3};
   const auto scores = random_floats(16 * kKeyTile, 3, 4.0f);
