@@ -58,5 +58,24 @@ def write(
     sys.stdout.write(json.dumps(found) + "\n")
 
 
+def write_generated(wanted: Wanted, seconds: Callable[[int, int, int], float]) -> None:
+    """The same for a peer that only generates: a step is the difference of two lengths of answers.
+
+    Args:
+        wanted: What is measured.
+        seconds: Of so many prompts of a length, and of a number of tokens for each.
+    """
+    seconds(1, PROMPT, 4)
+
+    def decode_s(batch: int) -> float:
+        one = seconds(batch, PROMPT, 1)
+        return (seconds(batch, PROMPT, wanted.steps + 1) - one) / wanted.steps
+
+    def prefill_s(length: int) -> float:
+        return min(seconds(1, length, 1) for _ in range(3))
+
+    write(wanted, decode_s, prefill_s)
+
+
 def _numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]

@@ -8,12 +8,12 @@ Needs openvino-genai, which reads a GGUF file itself. Its continuous batching pi
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import openvino
 import openvino_genai
 import peer_figures
-from peer_figures import PROMPT
 
 
 def load(path: str, threads: int, max_num_seqs: int) -> openvino_genai.LLMPipeline:
@@ -47,16 +47,7 @@ def seconds(pipeline: openvino_genai.LLMPipeline, batch: int, length: int, steps
 def main() -> None:
     wanted = peer_figures.arguments(__doc__)
     pipeline = load(wanted.model, wanted.threads, max(wanted.batches))
-    seconds(pipeline, 1, PROMPT, 4)
-
-    def decode_s(batch: int) -> float:
-        one = seconds(pipeline, batch, PROMPT, 1)
-        return (seconds(pipeline, batch, PROMPT, wanted.steps + 1) - one) / wanted.steps
-
-    def prefill_s(length: int) -> float:
-        return min(seconds(pipeline, 1, length, 1) for _ in range(3))
-
-    peer_figures.write(wanted, decode_s, prefill_s)
+    peer_figures.write_generated(wanted, partial(seconds, pipeline))
 
 
 if __name__ == "__main__":

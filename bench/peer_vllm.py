@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,16 +61,7 @@ def seconds(llm: LLM, batch: int, length: int, steps: int) -> float:
 def main() -> None:
     wanted = peer_figures.arguments(__doc__)
     llm = load(wanted)
-    seconds(llm, 1, PROMPT, 4)
-
-    def decode_s(batch: int) -> float:
-        one = seconds(llm, batch, PROMPT, 1)
-        return (seconds(llm, batch, PROMPT, wanted.steps + 1) - one) / wanted.steps
-
-    def prefill_s(length: int) -> float:
-        return min(seconds(llm, 1, length, 1) for _ in range(3))
-
-    peer_figures.write(wanted, decode_s, prefill_s)
+    peer_figures.write_generated(wanted, partial(seconds, llm))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ namespace {
 constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what NVIDIA advises for Hopper
 constexpr int64_t kInvariantRows = 512;
 constexpr int kMeasuredCandidates = 12;
-// Sizes of steps that mix prompts and decodes. The library's first choice for 448 rows of an 8B
-// model takes 1.4 times as long as that for 512, so a few choices are timed here in every warm-up:
-// a tenth of a second. Another one is taken only where it is clearly faster, or a restart would
-// change results for nothing.
+// Sizes of steps that mix prompts and decodes. With the library's first choice a step of 448 rows
+// of an 8B model takes 14.9 ms, with the best of a few 11.9
+// (bench/results/2026-11-29-h200-mixed.md): so some are timed here in every warm-up. Another one is
+// taken only where it is clearly faster, or a restart would change results for nothing.
 constexpr int64_t kFirstSurveyed = 320;
 constexpr int64_t kLastSurveyed = 1024;
 constexpr int kSurveyedCandidates = 3;

@@ -1,7 +1,5 @@
 #include "cpu/activations.h"
 
-#include <algorithm>
-
 namespace octavo::cpu {
 
 void Activations::convert(const PackedWeight& weight, TensorView x) {
@@ -22,12 +20,8 @@ void Activations::convert_to(ActivationFormat format, TensorView x) {
   const int64_t stride = activation_row_bytes(format, x.cols());
   std::byte* data = scratch_[static_cast<int>(format)].get<std::byte>(x.rows() * stride);
   rows = {data, stride};
-  const int64_t rows_per_task = pool_.rows_per_task(x.rows(), 8);
-  pool_.parallel_for((x.rows() + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
-    const int64_t end = std::min(x.rows(), (task + 1) * rows_per_task);
-    for (int64_t r = task * rows_per_task; r < end; ++r) {
-      convert_row(x.as<float>() + r * x.row_stride, x.cols(), data + r * stride);
-    }
+  pool_.for_rows(x.rows(), 8, [&](int64_t r) {
+    convert_row(x.as<float>() + r * x.row_stride, x.cols(), data + r * stride);
   });
 }
 

@@ -123,12 +123,8 @@ template <typename Body>
 void CpuBackend::for_rows(int64_t rows, int64_t row_floats, const Body& body) {
   // A task of this many floats takes about as long as handing it to another thread.
   constexpr int64_t kFloatsPerTask = 8192;
-  const int64_t rows_per_task = pool_.rows_per_task(
-      rows, std::max<int64_t>(1, kFloatsPerTask / std::max<int64_t>(1, row_floats)));
-  pool_.parallel_for((rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
-    const int64_t end = std::min(rows, (task + 1) * rows_per_task);
-    for (int64_t r = task * rows_per_task; r < end; ++r) body(r);
-  });
+  pool_.for_rows(rows, std::max<int64_t>(1, kFloatsPerTask / std::max<int64_t>(1, row_floats)),
+                 body);
 }
 
 void CpuBackend::embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) {

@@ -7,7 +7,7 @@
 namespace octavo::cpu {
 namespace {
 
-// As many rows as the int8 tiles take at once, so that chunks cost them nothing.
+// The buffer of so many rows is small enough for L2 and still several panels wide.
 constexpr int64_t kMaxChunkRows = 128;
 // Of gate and up together. With the panels of a task it has to stay in L2.
 constexpr int64_t kBufferFloats = int64_t{128} * 256;

@@ -15,21 +15,16 @@ void PagedAttention::rope_and_cache(TensorView qkv, const RopeTable& rope,
   const auto rotate = rope.interleaved ? kernels_.rope_interleaved : kernels_.rope_half;
   const auto write = kernels_.write_kv[static_cast<int>(cache.format())];
   const int64_t half = rope.rotary_dim / 2;
-  const int64_t tokens_per_task = pool_.rows_per_task(qkv.rows(), 8);
-  const int64_t num_tasks = (qkv.rows() + tokens_per_task - 1) / tokens_per_task;
-  pool_.parallel_for(num_tasks, [&](int64_t task, int) {
-    const int64_t end = std::min(qkv.rows(), (task + 1) * tokens_per_task);
-    for (int64_t t = task * tokens_per_task; t < end; ++t) {
-      float* row = qkv.as<float>() + t * qkv.row_stride;
-      const int64_t position = inputs.positions[t];
-      for (int64_t h = 0; h < num_q + num_kv; ++h) {
-        rotate(row + h * dim, rope.cos + position * half, rope.sin + position * half,
-               rope.rotary_dim);
-      }
-      for (int64_t h = 0; h < num_kv; ++h) {
-        const float* key = row + (num_q + h) * dim;
-        write(cache.head(params.layer, h), inputs.slot_mapping[t], key, key + num_kv * dim);
-      }
+  pool_.for_rows(qkv.rows(), 8, [&](int64_t t) {
+    float* row = qkv.as<float>() + t * qkv.row_stride;
+    const int64_t position = inputs.positions[t];
+    for (int64_t h = 0; h < num_q + num_kv; ++h) {
+      rotate(row + h * dim, rope.cos + position * half, rope.sin + position * half,
+             rope.rotary_dim);
+    }
+    for (int64_t h = 0; h < num_kv; ++h) {
+      const float* key = row + (num_q + h) * dim;
+      write(cache.head(params.layer, h), inputs.slot_mapping[t], key, key + num_kv * dim);
     }
   });
 }

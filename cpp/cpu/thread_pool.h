@@ -44,6 +44,16 @@ class ThreadPool {
     }
   }
 
+  // Calls body(row) for every row, in tasks of rows_per_task(rows, least).
+  template <typename Body>
+  void for_rows(int64_t rows, int64_t least, const Body& body) {
+    const int64_t run = rows_per_task(rows, least);
+    parallel_for((rows + run - 1) / run, [&](int64_t task, int) {
+      const int64_t end = std::min(rows, (task + 1) * run);
+      for (int64_t r = task * run; r < end; ++r) body(r);
+    });
+  }
+
  private:
   // Fits the ticket.
   static constexpr int64_t kMaxTasks = 65535;
