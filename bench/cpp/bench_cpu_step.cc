@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/errors.h"
+#include "geometries.h"
 #include "model/layers.h"
 #include "model/registry.h"
 #include "runner/model_runner.h"
@@ -65,15 +66,9 @@ const std::map<std::string, DType> kFormats = {{"bf16", DType::kBFloat16},
                                                {"q4_1", DType::kQ4_1}};
 
 ModelConfig config_of(std::string_view name) {
-  ModelConfig config;
-  config.architecture = "llama";
-  config.tie_word_embeddings = true;
-  config.head_dim = 64;
+  ModelConfig config = smollm2_geometry();
   config.max_position_embeddings = 8192;
-  if (name == "smollm2") {
-    config.vocab_size = 49152, config.hidden_size = 576, config.intermediate_size = 1536;
-    config.num_layers = 30, config.num_q_heads = 9, config.num_kv_heads = 3;
-  } else {
+  if (name != "smollm2") {
     config.vocab_size = 128256, config.hidden_size = 2048, config.intermediate_size = 8192;
     config.num_layers = 16, config.num_q_heads = 32, config.num_kv_heads = 8;
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/cpu_features.h"
+#include "geometries.h"
 #include "model/registry.h"
 
 namespace octavo::cpu {
@@ -20,17 +21,8 @@ constexpr int64_t kMaxTokens = 512;
 constexpr int64_t kMaxSequences = 32;
 
 ModelConfig smollm2() {
-  ModelConfig config;
-  config.architecture = "llama";
-  config.vocab_size = 49152;
-  config.hidden_size = 576;
-  config.intermediate_size = 1536;
-  config.num_layers = 30;
-  config.num_q_heads = 9;
-  config.num_kv_heads = 3;
-  config.head_dim = 64;
+  ModelConfig config = bench::smollm2_geometry();
   config.max_position_embeddings = kBlocksPerSequence * kBlockSize;
-  config.tie_word_embeddings = true;
   return config;
 }
 
