@@ -10,6 +10,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "cpu/kernels.h"
 #include "roofline.h"
 
 namespace octavo::cpu {
@@ -48,7 +49,22 @@ struct Roof {
   std::map<Arithmetic, double> ops;
 };
 
-constexpr Isa kIsas[] = {Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+// Quantised weights are widened on AMX for many rows; in batch-invariant mode for any.
+struct Way {
+  const char* name;
+  Isa isa;
+  bool batch_invariant = false;
+};
+constexpr Way kWays[] = {{"avx2", Isa::kAvx2},
+                         {"avx512", Isa::kAvx512},
+                         {"amx", Isa::kAmx},
+                         {"amx_invariant", Isa::kAmx, true}};
+
+Arithmetic arithmetic_of(const WeightType& type, const Way& way, int64_t num_rows) {
+  const bool widens = way.isa == Isa::kAmx && type.arithmetic == Arithmetic::kInt8 &&
+                      (way.batch_invariant || num_rows >= kernels_for(way.isa).min_widen_rows);
+  return widens ? Arithmetic::kBFloat16 : type.arithmetic;
+}
 
 Roof measure_roof(Isa isa) {
   static ThreadPool pool(0);
@@ -77,10 +93,11 @@ std::vector<uint16_t> checkpoint_bits(const WeightType& type, int64_t num_elemen
 
 // Enough copies of one weight that they do not fit a cache.
 struct Weights {
-  Weights(const Shape& shape, const WeightType& type, Isa isa) {
+  Weights(const Shape& shape, const WeightType& type, const Way& way) {
     const int64_t in = shape.in_features, out = shape.out_features;
     BackendOptions options;
-    options.cpu_isa = isa_name(isa);
+    options.cpu_isa = isa_name(way.isa);
+    options.batch_invariant = way.batch_invariant;
     options.weight_dtype = type.kept;
     options.keep_quantized = true;
     backend = create_backend(options);
@@ -96,25 +113,26 @@ struct Weights {
 };
 
 // Those of the last benchmark are kept, because packing takes longer than measuring.
-Weights& weights_of(const std::string& name, const Shape& shape, const WeightType& type, Isa isa) {
+Weights& weights_of(const std::string& name, const Shape& shape, const WeightType& type,
+                    const Way& way) {
   static std::string kept_name;
   static std::unique_ptr<Weights> kept;
   if (name != kept_name) {
     kept.reset();
-    kept = std::make_unique<Weights>(shape, type, isa);
+    kept = std::make_unique<Weights>(shape, type, way);
     kept_name = name;
   }
   return *kept;
 }
 
 void linear(benchmark::State& state, const std::string& name, const Shape& shape,
-            const WeightType& type, Isa isa) {
+            const WeightType& type, const Way& way) {
   const int64_t num_rows = state.range(0), in = shape.in_features, out = shape.out_features;
   if (in % dtype_info(type.source).block_elements != 0) {
     state.SkipWithError("the type has no blocks of this size");
     return;
   }
-  auto& [backend, weights] = weights_of(name, shape, type, isa);
+  auto& [backend, weights] = weights_of(name, shape, type, way);
   std::vector<float> x(num_rows * in, 0.5f), y(num_rows * out);
   const auto x_view = TensorView::matrix(x.data(), DType::kFloat32, num_rows, in);
   const auto y_view = TensorView::matrix(y.data(), DType::kFloat32, num_rows, out);
@@ -128,10 +146,10 @@ void linear(benchmark::State& state, const std::string& name, const Shape& shape
   using benchmark::Counter;
   state.counters["GB/s"] = Counter(bytes * 1e-9, Counter::kIsIterationInvariantRate);
   state.counters["of_read"] =
-      Counter(bytes / roof(isa).read_bytes, Counter::kIsIterationInvariantRate);
+      Counter(bytes / roof(way.isa).read_bytes, Counter::kIsIterationInvariantRate);
   state.counters["Gop/s"] = Counter(ops * 1e-9, Counter::kIsIterationInvariantRate);
-  state.counters["of_peak"] =
-      Counter(ops / roof(isa).ops.at(type.arithmetic), Counter::kIsIterationInvariantRate);
+  const double peak = roof(way.isa).ops.at(arithmetic_of(type, way, num_rows));
+  state.counters["of_peak"] = Counter(ops / peak, Counter::kIsIterationInvariantRate);
 }
 
 void add_context(Isa isa) {
@@ -147,21 +165,21 @@ void add_context(Isa isa) {
 [[maybe_unused]] const bool kRegistered = [] {
   for (const Shape& shape : kShapes) {
     for (const WeightType& type : kTypes) {
-      for (const Isa isa : kIsas) {
-        if (!is_supported(isa)) continue;
-        const std::string name =
-            std::string(shape.name) + "/" + type.name + "/" + std::string(isa_name(isa));
-        auto* b = benchmark::RegisterBenchmark(name.c_str(),
-                                               [&shape, &type, name, isa](benchmark::State& state) {
-                                                 linear(state, name, shape, type, isa);
-                                               });
+      for (const Way& way : kWays) {
+        if (!is_supported(way.isa)) continue;
+        if (way.batch_invariant && type.arithmetic != Arithmetic::kInt8) continue;
+        const std::string name = std::string(shape.name) + "/" + type.name + "/" + way.name;
+        auto* b = benchmark::RegisterBenchmark(
+            name.c_str(), [&shape, &type, name, &way](benchmark::State& state) {
+              linear(state, name, shape, type, way);
+            });
         b->ArgName("M")->UseRealTime();
-        for (const int64_t rows : {1, 2, 4, 8, 16, 32, 128, 512}) b->Arg(rows);
+        for (const int64_t rows : {1, 2, 4, 8, 16, 24, 32, 64, 128, 512}) b->Arg(rows);
       }
     }
   }
-  for (const Isa isa : kIsas) {
-    if (is_supported(isa)) add_context(isa);
+  for (const Way& way : kWays) {
+    if (is_supported(way.isa) && !way.batch_invariant) add_context(way.isa);
   }
   benchmark::AddCustomContext("read_GB/s", std::to_string(roof(Isa::kAvx2).read_bytes * 1e-9));
   return true;

@@ -4,7 +4,8 @@
 //
 // Batch invariance: row t of every output depends only on row t of the inputs (and on its own
 // sequence's cache), with one order of accumulation whatever the number of rows. The CPU backend
-// holds this bitwise; a CUDA backend holds it when built for it (BackendOptions::batch_invariant).
+// holds this bitwise, on AMX with quantised weights as CUDA does: when built for it
+// (BackendOptions::batch_invariant).
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,7 @@ struct BackendOptions {
                                   // against them; CUDA has kInt4G* and kFloat8* only
   std::string quantization;       // quantises plain types at load; CPU: "int8" or "int4";
                                   // CUDA: "fp8", projections only
-  bool batch_invariant = false;   // CUDA
+  bool batch_invariant = false;   // CUDA, AMX
   bool enforce_eager = false;     // CUDA: no graphs
   bool portable_kernels = false;  // CUDA: only those that run from sm_80 on; for tests
   std::string gemm_tuning_cache;  // CUDA: file of measured choices of cuBLASLt; "" = none

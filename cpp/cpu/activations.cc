@@ -4,8 +4,9 @@ namespace octavo::cpu {
 
 void Activations::convert(const PackedWeight& weight, TensorView x) {
   rows_.fill({});
+  num_rows_ = x.rows();
   for (const PanelSegment& segment : weight.segments()) {
-    const ActivationFormat format = kernels_.activation_format[static_cast<int>(segment.format)];
+    const ActivationFormat format = kernels_.activation_format_for(segment.format, num_rows_);
     if (rows_[static_cast<int>(format)].data == nullptr) convert_to(format, x);
   }
 }
@@ -25,10 +26,11 @@ void Activations::convert_to(ActivationFormat format, TensorView x) {
   });
 }
 
-std::optional<ActivationFormat> Activations::only_format(const PackedWeight& weight) const {
+std::optional<ActivationFormat> Activations::only_format(const PackedWeight& weight,
+                                                         int64_t num_rows) const {
   std::optional<ActivationFormat> only;
   for (const PanelSegment& segment : weight.segments()) {
-    const ActivationFormat format = kernels_.activation_format[static_cast<int>(segment.format)];
+    const ActivationFormat format = kernels_.activation_format_for(segment.format, num_rows);
     if (only.value_or(format) != format) return std::nullopt;
     only = format;
   }
@@ -39,6 +41,7 @@ std::byte* Activations::reserve(ActivationFormat format, int64_t num_rows, int64
   const int64_t stride = activation_row_bytes(format, depth);
   std::byte* data = scratch_[static_cast<int>(format)].get<std::byte>(num_rows * stride);
   rows_.fill({});
+  num_rows_ = num_rows;
   rows_[static_cast<int>(format)] = {data, stride};
   return data;
 }

@@ -27,22 +27,24 @@ class Activations {
   // are stay where they lie, so x must live as long as they are read.
   void convert(const PackedWeight& weight, TensorView x);
 
-  // The one format that all of `weight` wants, if it is one.
-  std::optional<ActivationFormat> only_format(const PackedWeight& weight) const;
+  // The one format that all of `weight` wants of so many rows, if it is one.
+  std::optional<ActivationFormat> only_format(const PackedWeight& weight, int64_t num_rows) const;
   // Makes `num_rows` rows of `depth` features for the caller to fill; they are all that there is
   // until the next call. Requires: the format is not kFloat32.
   std::byte* reserve(ActivationFormat format, int64_t num_rows, int64_t depth);
 
   // What the kernel of a panel format reads. Requires: it was converted or reserved.
   const Rows& rows(PanelFormat format) const {
-    return rows_[static_cast<int>(kernels_.activation_format[static_cast<int>(format)])];
+    return rows_[static_cast<int>(kernels_.activation_format_for(format, num_rows_))];
   }
+  int64_t num_rows() const { return num_rows_; }
 
  private:
   void convert_to(ActivationFormat format, TensorView x);
 
   const Kernels& kernels_;
   ThreadPool& pool_;
+  int64_t num_rows_ = 0;
   std::array<Rows, kNumActivationFormats> rows_;
   std::array<Scratch, kNumActivationFormats> scratch_;
 };

@@ -39,12 +39,19 @@ void check_float32(std::initializer_list<TensorView> views) {
   }
 }
 
+// One way to multiply quantised panels, whatever the number of rows, where there are two.
+Kernels choose_kernels(Isa isa, bool batch_invariant) {
+  Kernels kernels = kernels_for(isa);
+  if (batch_invariant) kernels.min_widen_rows = 0;
+  return kernels;
+}
+
 }  // namespace
 
 CpuBackend::CpuBackend(const BackendOptions& options)
     : isa_(choose_isa(options.cpu_isa)),
       policy_(weight_policy(options)),
-      kernels_(kernels_for(isa_)),
+      kernels_(choose_kernels(isa_, options.batch_invariant)),
       pool_(options.num_threads),
       linear_(kernels_, pool_),
       fused_mlp_(kernels_, pool_, linear_),

@@ -21,10 +21,12 @@ namespace octavo::cpu {
 // Numerics: norms, activation functions, rotary embedding, softmax and every sum are float32. A
 // GEMM multiplies weights as they are stored by activations in float32, except that activations are
 // first rounded to bfloat16 against bfloat16 weights on AVX-512 and AMX, and to int8 with a scale
-// for each 32 of them against weights that stay quantised. Keys and values are rounded to the
+// for each 32 of them against weights that stay quantised; on AMX steps of 16 rows and more round
+// both to bfloat16 instead (Kernels::min_widen_rows), with BackendOptions::batch_invariant all do.
+// Keys and values are rounded to the
 // cache's type when written and widened when read; on AMX the queries and the probabilities that
-// meet a bfloat16 cache are rounded to bfloat16 too. Results are bitwise independent of the batch
-// and of the number of threads.
+// meet a bfloat16 cache are rounded to bfloat16 too. But for that number of rows results are
+// bitwise independent of the batch, and they are of the number of threads.
 class CpuBackend final : public Backend {
  public:
   // Throws ConfigError.
@@ -89,7 +91,7 @@ class CpuBackend final : public Backend {
 
   const Isa isa_;
   const WeightPolicy policy_;
-  const Kernels& kernels_;
+  const Kernels kernels_;
   WeightArena arena_;
   ThreadPool pool_;
   Linear linear_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "cpu/panel_gemm.h"
 
 namespace octavo::cpu {
 namespace {
@@ -93,14 +94,18 @@ void Experts::sort_by_expert(const Plan& plan) {
 void Experts::multiply(const PackedWeight& weight, TensorView x, const int32_t* tokens,
                        const Plan& plan, TensorView out) {
   activations_.fill({});
+  const int64_t rows = rows_of_an_expert(plan);
   for (const PanelSegment& segment : weight.segments()) {
-    const ActivationFormat format = kernels_.activation_format[static_cast<int>(segment.format)];
+    const ActivationFormat format = kernels_.activation_format_for(segment.format, rows);
     Activations& activations = activations_[static_cast<int>(format)];
     if (activations.data == nullptr) activations = gather(format, x, tokens, plan.num_pairs);
   }
   plan_tasks(weight, plan);
-  pool_.parallel_for(std::ssize(tasks_),
-                     [&](int64_t task, int) { run_task(tasks_[task], weight, plan, out); });
+  const int64_t buffer_bytes = widened_bytes(kernels_, weight, rows);
+  std::byte* buffers = widened_.get<std::byte>(buffer_bytes * pool_.num_threads());
+  pool_.parallel_for(std::ssize(tasks_), [&](int64_t task, int thread) {
+    run_task(tasks_[task], weight, plan, buffers + thread * buffer_bytes, out);
+  });
 }
 
 // Long runs of panels, so that a batch's rows are read few times, but enough of them for all
@@ -140,11 +145,11 @@ Experts::Activations Experts::gather(ActivationFormat format, TensorView x, cons
 }
 
 void Experts::run_task(const Task& task, const PackedWeight& weight, const Plan& plan,
-                       TensorView out) const {
+                       std::byte* buffer, TensorView out) const {
   const PanelSegment& segment = *task.segment;
-  const int format = static_cast<int>(segment.format);
-  const Activations& activations =
-      activations_[static_cast<int>(kernels_.activation_format[format])];
+  const int64_t rows = rows_of_an_expert(plan);
+  const ActivationFormat format = kernels_.activation_format_for(segment.format, rows);
+  const Activations& activations = activations_[static_cast<int>(format)];
   const int64_t rows_per_expert = weight.out_features() / plan.num_experts;
   const int64_t first_row = plan.first_row[task.expert];
   const int64_t panel_col = task.first_panel * kPanelRows;
@@ -159,7 +164,7 @@ void Experts::run_task(const Task& task, const PackedWeight& weight, const Plan&
   args.num_cols = std::min(task.num_panels * kPanelRows, segment.num_rows - panel_col);
   args.out = out.as<float>() + first_row * out.row_stride + col;
   args.out_stride = out.row_stride;
-  kernels_.gemm[format](args);
+  multiply_panels(kernels_, segment.format, rows, args, buffer);
 }
 
 // In the order of a token's experts, whatever else is in the batch.

@@ -47,13 +47,15 @@ class Experts {
 
   void route(TensorView router_logits, bool renormalize, const Plan& plan);
   static void sort_by_expert(const Plan& plan);
+  // Experts share the choice of kernels, by the rows that each has on average.
+  static int64_t rows_of_an_expert(const Plan& plan) { return plan.num_pairs / plan.num_experts; }
   // out[row] = x[row] W_e^T for the expert e of each row; `tokens` maps rows of the plan to rows of
   // x, or is null where x is in that order.
   void multiply(const PackedWeight& weight, TensorView x, const int32_t* tokens, const Plan& plan,
                 TensorView out);
   void plan_tasks(const PackedWeight& weight, const Plan& plan);
   Activations gather(ActivationFormat format, TensorView x, const int32_t* tokens, int64_t rows);
-  void run_task(const Task& task, const PackedWeight& weight, const Plan& plan,
+  void run_task(const Task& task, const PackedWeight& weight, const Plan& plan, std::byte* buffer,
                 TensorView out) const;
   void combine(TensorView rows, const Plan& plan, TensorView out);
 
@@ -62,6 +64,7 @@ class Experts {
   std::vector<Task> tasks_;
   std::array<Activations, kNumActivationFormats> activations_;
   std::array<Scratch, kNumActivationFormats> scratch_;
+  Scratch widened_;  // one a thread
 };
 
 }  // namespace octavo::cpu

@@ -14,6 +14,8 @@ constexpr int64_t kBufferFloats = int64_t{128} * 256;
 // Tasks have whole blocks of features, in every activation format.
 constexpr int64_t kPanelsPerBlock = kBlockDepth / kPanelRows;
 constexpr int64_t kTasksPerThread = 2;
+// Of a task's widened panels, where more than one block of features is so small.
+constexpr int64_t kWidenedBytes = int64_t{1} << 20;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -32,7 +34,7 @@ bool FusedMlp::multiply_gate_up(const PackedWeight& gate_up, Function function, 
 
 bool FusedMlp::run(const PackedWeight& gate_up, Function function, const PackedWeight& down,
                    TensorView x, TensorView gated, TensorView out) {
-  const auto format = gated_.only_format(down);
+  const auto format = gated_.only_format(down, x.rows());
   if (!format.has_value()) return false;
   if (*format == ActivationFormat::kFloat32) {
     if (!multiply_gate_up(gate_up, function, x, gated)) return false;
@@ -53,9 +55,11 @@ bool FusedMlp::run(const PackedWeight& gate_up, Function function, const PackedW
 // False where a panel would hold features of gate that no panel of up has.
 bool FusedMlp::plan(const PackedWeight& gate_up, int64_t num_rows) {
   inner_ = gate_up.out_features() / 2;
+  widens_ = widens(kernels_, gate_up, num_rows);
   const int64_t num_chunks = std::max<int64_t>(1, ceil_div(num_rows, kMaxChunkRows));
   chunk_rows_ = std::min(num_rows, round_up(ceil_div(num_rows, num_chunks), kPanelRows));
-  const int64_t width = panels_per_task(ceil_div(inner_, kPanelRows));
+  const int64_t width = panels_per_task(gate_up);
+  widened_bytes_ = widens_ ? width * panel_bytes(PanelFormat::kBFloat16, gate_up.in_features()) : 0;
   tasks_.clear();
   for (int64_t col = 0; col < inner_;) {
     const PanelSegment& gate = gate_up.segment_of(col);
@@ -78,10 +82,14 @@ bool FusedMlp::plan(const PackedWeight& gate_up, int64_t num_rows) {
 
 // Of gate, and as many of up: what the buffer holds of a chunk, less where the threads would not
 // end together.
-int64_t FusedMlp::panels_per_task(int64_t num_panels) const {
+int64_t FusedMlp::panels_per_task(const PackedWeight& gate_up) const {
   const int64_t row_floats = 2 * kPanelsPerBlock * kPanelRows, threads = pool_.num_threads();
-  const int64_t blocks = ceil_div(num_panels, kPanelsPerBlock);
-  const int64_t most = kBufferFloats / (std::max<int64_t>(1, chunk_rows_) * row_floats);
+  const int64_t blocks = ceil_div(inner_, kPanelsPerBlock * kPanelRows);
+  int64_t most = kBufferFloats / (std::max<int64_t>(1, chunk_rows_) * row_floats);
+  if (widens_) {
+    const int64_t bytes = panel_bytes(PanelFormat::kBFloat16, gate_up.in_features());
+    most = std::clamp<int64_t>(kWidenedBytes / (2 * kPanelsPerBlock * bytes), 1, most);
+  }
   const int64_t least = std::min(most, ceil_div(blocks, threads * kTasksPerThread));
   const auto length = [&](int64_t width) {
     return ceil_div(ceil_div(blocks, width), threads) * width;
@@ -98,29 +106,44 @@ void FusedMlp::multiply(const PackedWeight& gate_up, TensorView x, const Output&
         "gated MLP: x has the wrong type or shape");
   if (x.rows() == 0) return;
   x_.convert(gate_up, x);
-  float* buffers = buffers_.get<float>(kBufferFloats * pool_.num_threads());
+  const int64_t threads = pool_.num_threads();
+  float* products = buffers_.get<float>(kBufferFloats * threads);
+  std::byte* widened = widened_.get<std::byte>(2 * widened_bytes_ * threads);
   pool_.parallel_for(std::ssize(tasks_), [&](int64_t task, int thread) {
-    run_task(tasks_[task], gate_up, x.rows(), buffers + thread * kBufferFloats, out);
+    const Buffers buffers{products + thread * kBufferFloats, widened + thread * 2 * widened_bytes_};
+    run_task(tasks_[task], gate_up, x.rows(), buffers, out);
   });
 }
 
 void FusedMlp::run_task(const Task& task, const PackedWeight& gate_up, int64_t num_rows,
-                        float* buffer, const Output& out) const {
+                        const Buffers& buffers, const Output& out) const {
   GemmArgs gate = gemm_args(task.gate, gate_up, x_), up = gemm_args(task.up, gate_up, x_);
   gate.num_cols = up.num_cols = task.num_cols;
   gate.out_stride = up.out_stride = 2 * task.num_cols;
-  gate.out = buffer;
-  up.out = buffer + task.num_cols;
+  gate.out = buffers.products;
+  up.out = buffers.products + task.num_cols;
+  const GemmKernel gate_gemm = prepare(task.gate, num_rows, gate, buffers.widened);
+  const GemmKernel up_gemm = prepare(task.up, num_rows, up, buffers.widened + widened_bytes_);
   for (int64_t row = 0; row < num_rows; row += chunk_rows_) {
     gate.num_rows = up.num_rows = std::min(chunk_rows_, num_rows - row);
-    kernels_.gemm[static_cast<int>(task.gate.segment->format)](gate);
-    kernels_.gemm[static_cast<int>(task.up.segment->format)](up);
+    gate_gemm(gate);
+    up_gemm(up);
     for (int64_t r = 0; r < gate.num_rows; ++r) {
-      finish_row(task, buffer + r * gate.out_stride, out.data + (row + r) * out.stride_bytes, out);
+      finish_row(task, buffers.products + r * gate.out_stride,
+                 out.data + (row + r) * out.stride_bytes, out);
     }
     gate.x += chunk_rows_ * gate.x_stride_bytes;
     up.x += chunk_rows_ * up.x_stride_bytes;
   }
+}
+
+// The kernel for args, whose panels it may have widened in `buffer`.
+GemmKernel FusedMlp::prepare(const PanelRun& run, int64_t num_rows, GemmArgs& args,
+                             std::byte* buffer) const {
+  const PanelFormat format = run.segment->format;
+  if (!kernels_.widens(format, num_rows)) return kernels_.gemm[static_cast<int>(format)];
+  widen_panels(kernels_, format, args, buffer);
+  return kernels_.gemm[static_cast<int>(PanelFormat::kBFloat16)];
 }
 
 void FusedMlp::finish_row(const Task& task, float* gate_up, std::byte* row,

@@ -42,6 +42,10 @@ class FusedMlp {
     int64_t col = 0;  // of gate, of up and of the output
     int64_t num_cols = 0;
   };
+  struct Buffers {
+    float* products = nullptr;     // [chunk of rows, gate and up of a task]
+    std::byte* widened = nullptr;  // panels of a task
+  };
   // Where rows go, [T, intermediate] in one format, and on which way.
   struct Output {
     Function function = nullptr;
@@ -51,10 +55,12 @@ class FusedMlp {
   };
 
   bool plan(const PackedWeight& gate_up, int64_t num_rows);
-  int64_t panels_per_task(int64_t num_panels) const;
+  int64_t panels_per_task(const PackedWeight& gate_up) const;
   void multiply(const PackedWeight& gate_up, TensorView x, const Output& out);
-  void run_task(const Task& task, const PackedWeight& gate_up, int64_t num_rows, float* buffer,
-                const Output& out) const;
+  void run_task(const Task& task, const PackedWeight& gate_up, int64_t num_rows,
+                const Buffers& buffers, const Output& out) const;
+  GemmKernel prepare(const PanelRun& run, int64_t num_rows, GemmArgs& args,
+                     std::byte* buffer) const;
   // From the task's columns of gate and up of one row, which are overwritten.
   void finish_row(const Task& task, float* gate_up, std::byte* row, const Output& out) const;
 
@@ -65,7 +71,10 @@ class FusedMlp {
   std::vector<Task> tasks_;
   int64_t chunk_rows_ = 0;
   int64_t inner_ = 0;  // intermediate
-  Scratch buffers_;    // one a thread
+  // Panels of a task are widened in L2 once for all chunks of rows.
+  bool widens_ = false;
+  int64_t widened_bytes_ = 0;  // of a task's gate or up
+  Scratch buffers_, widened_;  // one a thread
 };
 
 }  // namespace octavo::cpu

@@ -4,7 +4,8 @@
 // never give the rest of the program a copy that needs AVX-512.
 //
 // Every kernel adds up in an order that depends only on the lengths of a row, never on how many
-// rows there are, on the thread or on the address: a row's result is always bitwise the same.
+// rows there are, on the thread or on the address: a row's result is always bitwise the same. Which
+// kernel multiplies a quantised panel may depend on the number of rows (min_widen_rows).
 #pragma once
 
 #include <cstdint>
@@ -93,8 +94,16 @@ inline constexpr int64_t kSumChunk = 512;
 using GemmKernel = void (*)(const GemmArgs& args);
 
 struct Kernels {
+  // Of the rows that `gemm` takes.
   ActivationFormat activation_format[kNumPanelFormats];
   GemmKernel gemm[kNumPanelFormats];
+  // One panel of a quantised format as a kBFloat16 panel of the same `depth`; null where the table
+  // does not widen. Weights are rounded to nearest, ties away from zero.
+  void (*widen_panel[kNumPanelFormats])(const std::byte* panel, int64_t depth, std::byte* out);
+  // Panels with a widen_panel are widened in cache for so many rows and more, and the kBFloat16
+  // GEMM takes them. Fewer rows are multiplied as the panels are.
+  int64_t min_widen_rows;
+
   // Packs up to 16 rows of float32 [num_rows, depth] into one panel; null for quantised formats.
   void (*pack_panel[kNumPanelFormats])(const float* rows, int64_t num_rows, int64_t depth,
                                        std::byte* panel);
@@ -139,6 +148,15 @@ struct Kernels {
   void (*exp_sums)(const float* x, int64_t size, float max, float scale, float* out);
   // x[i] = exp((x[i] - max) * scale), the very terms that exp_sums adds.
   void (*exp_terms)(const float* x, int64_t size, float max, float scale, float* out);
+
+  bool widens(PanelFormat format, int64_t num_rows) const {
+    return num_rows >= min_widen_rows && widen_panel[static_cast<int>(format)] != nullptr;
+  }
+  // What `num_rows` rows become against panels of `format`.
+  ActivationFormat activation_format_for(PanelFormat format, int64_t num_rows) const {
+    const PanelFormat multiplied = widens(format, num_rows) ? PanelFormat::kBFloat16 : format;
+    return activation_format[static_cast<int>(multiplied)];
+  }
 };
 
 // The kernels of one instruction set. Requires: is_supported(isa).

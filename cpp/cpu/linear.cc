@@ -6,20 +6,6 @@
 
 namespace octavo::cpu {
 
-GemmArgs gemm_args(const PanelRun& run, const PackedWeight& weight,
-                   const Activations& activations) {
-  const Activations::Rows& x = activations.rows(run.segment->format);
-  GemmArgs args;
-  args.x = x.data;
-  args.x_stride_bytes = x.stride_bytes;
-  args.panels = run.segment->panel(run.first_panel);
-  args.panel_bytes = run.segment->panel_bytes;
-  args.depth = weight.in_features();
-  args.num_cols = run.num_cols();
-  args.bias = weight.bias() == nullptr ? nullptr : weight.bias() + run.row_begin();
-  return args;
-}
-
 void Linear::run(const PackedWeight& weight, TensorView x, TensorView out) {
   check(x.dtype == DType::kFloat32 && x.cols() == weight.in_features() && x.rows() == out.rows(),
         "linear: x has the wrong type or shape");
@@ -32,13 +18,16 @@ void Linear::multiply(const PackedWeight& weight, const Activations& x, TensorVi
         "linear: out has the wrong type or shape");
   if (out.rows() == 0) return;
   plan(weight);
-  pool_.parallel_for(std::ssize(runs_), [&](int64_t index, int) {
+  const int64_t buffer_bytes = widened_bytes(kernels_, weight, out.rows());
+  std::byte* buffers = widened_.get<std::byte>(buffer_bytes * pool_.num_threads());
+  pool_.parallel_for(std::ssize(runs_), [&](int64_t index, int thread) {
     const PanelRun& run = runs_[index];
     GemmArgs args = gemm_args(run, weight, x);
     args.num_rows = out.rows();
     args.out = out.as<float>() + run.row_begin();
     args.out_stride = out.row_stride;
-    kernels_.gemm[static_cast<int>(run.segment->format)](args);
+    multiply_panels(kernels_, run.segment->format, out.rows(), args,
+                    buffers + thread * buffer_bytes);
   });
 }
 

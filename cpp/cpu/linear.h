@@ -1,32 +1,17 @@
 // out = x W^T + b over packed panels.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "base/tensor_view.h"
 #include "cpu/activations.h"
 #include "cpu/kernels.h"
 #include "cpu/packed_weight.h"
+#include "cpu/panel_gemm.h"
+#include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
 
 namespace octavo::cpu {
-
-// A run of panels of one segment.
-struct PanelRun {
-  const PanelSegment* segment = nullptr;
-  int64_t first_panel = 0;
-  int64_t num_panels = 0;
-
-  int64_t num_cols() const {
-    return std::min(num_panels * kPanelRows, segment->num_rows - first_panel * kPanelRows);
-  }
-  // The first of its output features.
-  int64_t row_begin() const { return segment->row_begin + first_panel * kPanelRows; }
-};
-
-// All but num_rows and the output; from the first row of `activations` on.
-GemmArgs gemm_args(const PanelRun& run, const PackedWeight& weight, const Activations& activations);
 
 // Output features are divided over the threads, input features never, so each element has one
 // order of accumulation.
@@ -47,6 +32,7 @@ class Linear {
   ThreadPool& pool_;
   Activations activations_;
   std::vector<PanelRun> runs_;
+  Scratch widened_;  // one a thread
 };
 
 }  // namespace octavo::cpu

@@ -246,7 +246,7 @@ class ServeConfig:
         parse=parse_bool,
     )
     batch_invariant: bool = option(
-        "results do not depend on the batch, on CUDA too", default=False, parse=parse_bool
+        "results do not depend on the batch, on CUDA and AMX too", default=False, parse=parse_bool
     )
 
     enable_lora: bool = option(

@@ -57,7 +57,7 @@ def live_server(*arguments: str) -> Iterator[LiveServer]:
     port = _free_port()
     command = [
         sys.executable, "-m", "octavo.cli.main", "serve", "smollm2", "--port", str(port),
-        "--kv-cache-memory-bytes", "400MB", *arguments,
+        "--kv-cache-memory-bytes", "400MB", "--batch-invariant", *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -58,6 +58,7 @@ def load(demo_path: Path) -> Iterator[Callable[..., LLM]]:
             "max_num_batched_tokens": 256,
             "num_gpu_blocks_override": 512,
             "enable_prefix_caching": False,
+            "batch_invariant": True,
             **options,
         }
         key = repr(sorted(settings.items()))

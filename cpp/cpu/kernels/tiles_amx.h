@@ -2,11 +2,10 @@
 // this set as a template parameter, so that the tests can compile them against plain C++.
 // A tile is named by its number, which the instructions carry; loads and stores are barriers to the
 // compiler, because tiles are filled from buffers that vector code has just written.
-// Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD.
+// Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS.
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/kernels/quant_unpack_avx512.h"
 #include "cpu/kernels/tile_shape.h"
 #include "cpu/kernels/vec_math.h"
 
@@ -53,26 +52,6 @@ struct AmxTiles {
   template <int kAcc, int kA, int kB>
   static void add_bfloat16() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kAcc), "i"(kA), "i"(kB));
-  }
-  // acc [rows, 16] int32 += a [rows, fours] x b [fours, 16] of four int8 each.
-  template <int kAcc, int kA, int kB>
-  static void add_int8() {
-    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kAcc), "i"(kA), "i"(kB));
-  }
-
-  // The quants of one block less their zero: eight vectors of [16 columns][4 features].
-  template <PanelFormat kFormat>
-  static void unpack_signed(const std::byte* quants, int8_t* out) {
-    constexpr int32_t kZero = quant_layout(kFormat).zero;
-    __m512i w[kBlockVectors];
-    unpack_block<kFormat>(quants, w);
-#pragma GCC unroll 8
-    for (int g = 0; g < kBlockVectors; ++g) {
-      if constexpr (kZero != 0) {
-        w[g] = _mm512_sub_epi8(w[g], _mm512_set1_epi8(static_cast<char>(kZero)));
-      }
-      _mm512_store_si512(out + g * kVectorBytes, w[g]);
-    }
   }
 };
 

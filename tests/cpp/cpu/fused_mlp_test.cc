@@ -6,9 +6,7 @@
 #include <vector>
 
 #include "cpu/cpu_testing.h"
-#include "cpu/kernels/pack.h"
-#include "cpu/kernels/tile_gemm_bfloat16.h"
-#include "cpu/plain_tiles.h"
+#include "cpu/tile_table.h"
 
 namespace octavo::cpu {
 namespace {
@@ -23,14 +21,7 @@ std::vector<Table> tables() {
   for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (is_supported(isa)) tables.push_back({std::string(isa_name(isa)), kernels_for(isa)});
   }
-  Kernels k = kernels_for(Isa::kAvx2);
-  constexpr int kPanels = static_cast<int>(PanelFormat::kBFloat16);
-  constexpr int kRows = static_cast<int>(ActivationFormat::kBFloat16);
-  k.activation_format[kPanels] = ActivationFormat::kBFloat16;
-  k.convert_row[kRows] = round_row_bfloat16;
-  k.convert_blocks[kRows] = round_blocks_bfloat16;
-  k.gemm[kPanels] = tile_gemm_bfloat16<PlainTiles>;
-  tables.push_back({"tiles", k});
+  tables.push_back({"tiles", plain_tile_kernels()});
   return tables;
 }
 

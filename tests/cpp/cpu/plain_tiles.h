@@ -1,6 +1,6 @@
 // The tile operations of kernels/tiles_amx.h in plain C++, number for number as the SDM defines
 // them, so that the tile kernels run on any processor.
-// Source: Intel SDM volume 2, TILELOADD, TILESTORED, TDPBF16PS, TDPBSSD.
+// Source: Intel SDM volume 2, TILELOADD, TILESTORED, TDPBF16PS.
 #pragma once
 
 #include <bit>
@@ -10,8 +10,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "cpu/kernels.h"
-#include "cpu/kernels/quant_row.h"
 #include "cpu/kernels/tile_shape.h"
 
 namespace octavo::cpu {
@@ -70,32 +68,6 @@ class PlainTiles {
         }
         const float sum = flushed(chains[0] + chains[1]);
         put(acc.bytes[m] + 4 * n, flushed(flushed(get<float>(acc.bytes[m] + 4 * n)) + sum));
-      }
-    }
-  }
-
-  template <int kAcc, int kA, int kB>
-  static void add_int8() {
-    check_shapes(kAcc, kA, kB);
-    const Tile &a = tile(kA), &b = tile(kB);
-    Tile& acc = tile(kAcc);
-    for (int64_t m = 0; m < acc.shape.rows; ++m) {
-      for (int64_t n = 0; n < acc.shape.row_bytes / 4; ++n) {
-        int32_t sum = get<int32_t>(acc.bytes[m] + 4 * n);
-        for (int64_t k = 0; k < a.shape.row_bytes; ++k) {
-          sum += get<int8_t>(a.bytes[m] + k) * get<int8_t>(b.bytes[k / 4] + 4 * n + k % 4);
-        }
-        put(acc.bytes[m] + 4 * n, sum);
-      }
-    }
-  }
-
-  template <PanelFormat kFormat>
-  static void unpack_signed(const std::byte* quants, int8_t* out) {
-    for (int64_t k = 0; k < kBlockDepth; ++k) {
-      for (int64_t lane = 0; lane < kPanelRows; ++lane) {
-        out[k / 4 * kVectorBytes + lane * 4 + k % 4] =
-            static_cast<int8_t>(quant_at<kFormat>(quants, lane, k) - quant_layout(kFormat).zero);
       }
     }
   }

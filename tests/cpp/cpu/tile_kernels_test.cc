@@ -3,52 +3,14 @@
 #include <cmath>
 
 #include "cpu/cpu_testing.h"
-#include "cpu/kernels/pack.h"
-#include "cpu/kernels/tile_attention.h"
-#include "cpu/kernels/tile_gemm_bfloat16.h"
-#include "cpu/kernels/tile_gemm_quantized.h"
 #include "cpu/kv_memory.h"
 #include "cpu/linear.h"
 #include "cpu/paged_attention.h"
 #include "cpu/paged_sequence.h"
-#include "cpu/plain_tiles.h"
+#include "cpu/tile_table.h"
 
 namespace octavo::cpu {
 namespace {
-
-// As the AMX table has it.
-template <PanelFormat kFormat>
-void gemm_quantized(const GemmArgs& args) {
-  if (args.num_rows < kMaxTileRows) {
-    kernels_for(Isa::kAvx2).gemm[static_cast<int>(kFormat)](args);
-  } else {
-    tile_gemm_quantized<PlainTiles, kFormat>(args);
-  }
-}
-
-template <PanelFormat kFormat>
-void add_quantized_gemm(Kernels& k) {
-  k.gemm[static_cast<int>(kFormat)] = gemm_quantized<kFormat>;
-}
-
-const Kernels& tile_kernels() {
-  static const Kernels table = [] {
-    Kernels k = kernels_for(Isa::kAvx2);
-    constexpr int kBF16 = static_cast<int>(PanelFormat::kBFloat16);
-    k.activation_format[kBF16] = ActivationFormat::kBFloat16;
-    k.convert_row[static_cast<int>(ActivationFormat::kBFloat16)] = round_row_bfloat16;
-    k.gemm[kBF16] = tile_gemm_bfloat16<PlainTiles>;
-    add_quantized_gemm<PanelFormat::kInt8>(k);
-    add_quantized_gemm<PanelFormat::kInt4>(k);
-    add_quantized_gemm<PanelFormat::kInt4Min>(k);
-    add_quantized_gemm<PanelFormat::kInt5Min>(k);
-    add_quantized_gemm<PanelFormat::kInt6>(k);
-    k.write_kv[static_cast<int>(KVFormat::kBFloat16)] = write_paired_kv;
-    k.attention[static_cast<int>(KVFormat::kBFloat16)] = tile_attention<PlainTiles>;
-    return k;
-  }();
-  return table;
-}
 
 // A linear layer on a table of kernels.
 class Layer {
@@ -99,7 +61,7 @@ TEST(TileKernelsTest, BFloat16MatchesADoublePrecisionTwin) {
                          {75, 32, 17}}) {
     const auto x = random_floats(s.rows * s.in, 1), w = random_floats(s.out * s.in, 2);
     const auto bias = random_floats(s.out, 77);
-    const auto out = Layer(tile_kernels(), float_view(w, s.out, s.in)).run(x);
+    const auto out = Layer(plain_tile_kernels(), float_view(w, s.out, s.in)).run(x);
     for (int64_t r = 0; r < s.rows; ++r) {
       for (int64_t c = 0; c < s.out; ++c) {
         double sum = bias[c], magnitude = std::abs(bias[c]);
@@ -120,8 +82,8 @@ TEST(TileKernelsTest, BFloat16MatchesADoublePrecisionTwin) {
 TEST(TileKernelsTest, BFloat16RowsDoNotDependOnTheBatch) {
   constexpr int64_t kRows = 70, kIn = 2100, kOut = 1000;
   const auto x = random_floats(kRows * kIn, 1), w = random_floats(kOut * kIn, 2);
-  Layer two(tile_kernels(), float_view(w, kOut, kIn), 2);
-  Layer one(tile_kernels(), float_view(w, kOut, kIn), 1);
+  Layer two(plain_tile_kernels(), float_view(w, kOut, kIn), 2);
+  Layer one(plain_tile_kernels(), float_view(w, kOut, kIn), 1);
   const auto all = one.run(x);
   EXPECT_TRUE(same_bits(all, two.run(x)));
   for (const int64_t count : {1, 2, 15, 16, 17, 31, 33, 48}) {
@@ -130,54 +92,13 @@ TEST(TileKernelsTest, BFloat16RowsDoNotDependOnTheBatch) {
   }
 }
 
-constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
-                            DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
-
-// Quants of every value; the halves among the bytes are small numbers of both signs.
-std::vector<uint16_t> random_weight(DType dtype, int64_t num_elements) {
-  std::mt19937 generator(3);
-  std::vector<uint16_t> bits(dtype_bytes(dtype, num_elements) / 2);
-  for (uint16_t& b : bits) b = static_cast<uint16_t>(generator() & 0xA7FF);
-  return bits;
-}
-
-// Whatever the number of rows, blocks, panels and columns: the very bits of the AVX2 kernels.
-TEST(TileKernelsTest, QuantizedProductsAreTheBitsOfEveryOtherKernel) {
-  for (const DType dtype : kTypes) {
-    const int64_t unit = dtype_info(dtype).block_elements;
-    for (const int64_t in : {unit, 3 * unit, 7 * unit}) {
-      for (const int64_t out : {16, 33, 150}) {
-        const auto bits = random_weight(dtype, out * in);
-        const WeightView view{bits.data(), dtype, out, in};
-        Layer tiles(tile_kernels(), view), plain(kernels_for(Isa::kAvx2), view);
-        for (const int64_t rows : {1, 15, 16, 17, 31, 40, 128, 129}) {
-          auto x = random_floats(rows * in, static_cast<uint32_t>(rows));
-          x[0] = x[rows * in - 1] = rows == 40 ? NAN : 50.0f;
-          const auto expected = plain.run(x);
-          ASSERT_NE(expected[0], expected[1]);
-          ASSERT_TRUE(same_bits(tiles.run(x), expected))
-              << dtype_info(dtype).name << " " << rows << "x" << in << "x" << out;
-        }
-      }
-    }
-  }
-}
-
-TEST(TileKernelsTest, QuantizedRowsDoNotDependOnTheThreads) {
-  constexpr int64_t kRows = 37, kIn = 512, kOut = 300;
-  const auto bits = random_weight(DType::kQ4_1, kOut * kIn);
-  const WeightView view{bits.data(), DType::kQ4_1, kOut, kIn};
-  const auto x = random_floats(kRows * kIn, 1);
-  EXPECT_TRUE(
-      same_bits(Layer(tile_kernels(), view, 1).run(x), Layer(tile_kernels(), view, 3).run(x)));
-}
-
 // --- Attention -------------------------------------------------------------------------------
 
 // The two operations of a backend that attention needs.
 class Attention {
  public:
-  explicit Attention(int num_threads = 1) : pool_(num_threads), attention_(tile_kernels(), pool_) {}
+  explicit Attention(int num_threads = 1)
+      : pool_(num_threads), attention_(plain_tile_kernels(), pool_) {}
 
   void rope_and_cache(TensorView qkv, const RopeTable& rope, const ForwardInputs& inputs,
                       const AttentionParams& params, KVCache& cache) {
@@ -296,8 +217,8 @@ TEST(TileKernelsTest, AttentionDoesNotSeeStaleSlots) {
     const std::vector<float> bad(shape.head_dim, NAN);
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
       for (int64_t slot = 0; slot < spec.num_blocks * spec.block_size; ++slot) {
-        tile_kernels().write_kv[static_cast<int>(KVFormat::kBFloat16)](used.head(0, head), slot,
-                                                                       bad.data(), bad.data());
+        plain_tile_kernels().write_kv[static_cast<int>(KVFormat::kBFloat16)](
+            used.head(0, head), slot, bad.data(), bad.data());
       }
     }
     for (const Chunk& chunk : {Chunk{0, 0, 20}, {0, 20, 17}, {0, 37, 1}, {0, 38, 63}}) {
