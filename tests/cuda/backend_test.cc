@@ -252,7 +252,7 @@ std::vector<float> finish_layer(Backend& backend, int64_t rows, uint64_t seed) {
   const Array norm(DType::kFloat32, values(kHidden, 1.0f));
   const auto half = [&](int64_t columns) { return Array(DType::kBFloat16, rows * columns); };
   const Array attended(DType::kBFloat16, values(rows * kHidden, 1.0f));
-  const Array residual(DType::kBFloat16, values(rows * kHidden, 1.0f));
+  const Array residual(backend.residual_dtype(), values(rows * kHidden, 1.0f));
   const Array delta = half(kHidden), normed = half(kHidden), both = half(2 * kInner);
   const Array gated = half(kInner);
   const auto* weights = static_cast<const float*>(norm.data());
