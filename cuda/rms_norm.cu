@@ -49,28 +49,33 @@ __device__ void store(T* p, const float (&v)[kWidth]) {
   }
 }
 
-// Block t handles row t; kVectors times eight elements a thread, in runs of 16 bytes of x: so those
-// of neighbours adjoin, and every access of a warp is to whole sectors.
+// Block t handles row t; kVectors times eight elements a thread, in runs of 16 bytes of x that
+// adjoin across a warp, so that each access is to whole sectors. Bounded to 32 registers where it
+// can be: with 4,096 elements a row, four blocks an SM overlap their loads and stores.
 template <typename X, typename Out, bool kAdd, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> args) {
+__global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
+    rms_norm_kernel(NormArgs<X, Out> args) {
   __shared__ float scratch[kMaxThreads / kWarpSize];
   constexpr int kWidth = 16 / sizeof(X), kRuns = kVectors * 8 / kWidth;
+  const int first =
+      threadIdx.x / kWarpSize * (kWarpSize * kVectors * 8) + threadIdx.x % kWarpSize * kWidth;
+  const int left = args.hidden - first;  // below 0: none
   allow_next_kernel();
   float w[kRuns][kWidth];  // loaded before the wait: weights do not depend on the previous kernel
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * kWidth;
-    if (i < args.hidden) load(args.weight + i, w[j]);
+    const int i = j * kWarpSize * kWidth;
+    if (i < left) load(args.weight + first + i, w[j]);
   }
   wait_for_previous_kernel();
-  X* x = args.x + blockIdx.x * args.x_stride;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden;
+  X* x = args.x + blockIdx.x * args.x_stride + first;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden + first;
   float v[kRuns][kWidth];
   float sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {  // all loads come before the first store: none waits for it
-    const int i = (j * blockDim.x + threadIdx.x) * kWidth;
-    if (i >= args.hidden) continue;
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
     load(x + i, v[j]);
     if constexpr (kAdd) {
       float d[kWidth];
@@ -81,8 +86,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> 
   }
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * kWidth;
-    if (i >= args.hidden) continue;
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
     if constexpr (kAdd) store(x + i, v[j]);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) sum += v[j][k] * v[j][k];
@@ -90,8 +95,8 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> 
   const float scale = rsqrtf(block_reduce(sum, Sum{}, scratch) / args.hidden + args.eps);
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * kWidth;
-    if (i >= args.hidden) continue;
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) v[j][k] *= scale * w[j][k];
     store(args.out + row + i, v[j]);

@@ -65,7 +65,7 @@ class Activations {
               int64_t num_tokens);
 
   // From here on only the rows logits_indices are needed: gathers them into `residual` and
-  // `attended`, and shortens every buffer to them; all but `gate_up` and `gated` move. Requires:
+  // `attended`, and shortens every buffer to them; `normed` and `delta` move too. Requires:
   // between attention and its output projection, where qkv, normed and delta hold nothing of worth.
   void keep_logits_rows(Backend& backend, const ForwardInputs& inputs);
 
