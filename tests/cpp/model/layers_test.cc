@@ -81,7 +81,9 @@ TEST_P(ActivationsTest, KeepsTheRowsThatAreAskedFor) {
     ForwardInputs inputs;
     inputs.num_logits = std::ssize(rows);
     inputs.logits_indices = rows.data();
+    const TensorView before = x.residual;
     x.keep_logits_rows(backend_, inputs);
+    EXPECT_TRUE(holds_pattern(before, 1)) << "a device gathers all rows at once, not in place";
     EXPECT_EQ(x.residual.dtype, GetParam().residual);
     EXPECT_EQ(x.normed.dtype, GetParam().activation);
     EXPECT_EQ(x.residual.rows(), std::ssize(rows));
