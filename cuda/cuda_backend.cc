@@ -97,6 +97,7 @@ class CudaBackend : public Backend {
     return {name_, static_cast<int64_t>(total_bytes), static_cast<int64_t>(free_bytes)};
   }
   DType activation_dtype() const override { return activation_dtype_; }
+  DType residual_dtype() const override { return DType::kFloat32; }
   DType default_kv_dtype() const override { return activation_dtype_; }
 
   std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) override {

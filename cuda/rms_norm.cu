@@ -1,5 +1,6 @@
 // One block a row; the row stays in registers between the sum of squares and the scaling, so each
-// element is read and written once. Bytes: 2 (rms_norm) or 4 (add_rms_norm) times T * hidden * 2.
+// element is read and written once. Bytes: T * hidden times those of an element of x and one of out
+// (rms_norm), or twice that (add_rms_norm): with a float32 residual 6 and 12, else 4 and 8.
 #include "cuda/common/element.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
@@ -22,45 +23,83 @@ struct NormArgs {
   float eps;
 };
 
-// Block t handles row t; kVectors groups of eight elements a thread.
+// Eight consecutive elements, or four, as floats.
+template <typename T, int kWidth>
+__device__ void load(const T* p, float (&v)[kWidth]) {
+  if constexpr (kWidth == 8) {
+    load8(p, v);
+  } else if constexpr (std::is_same_v<T, float>) {
+    const float4 a = *reinterpret_cast<const float4*>(p);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+  } else {
+    const uint2 words = *reinterpret_cast<const uint2*>(p);
+    const float2 low = unpack2<T>(words.x), high = unpack2<T>(words.y);
+    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+  }
+}
+
+template <typename T, int kWidth>
+__device__ void store(T* p, const float (&v)[kWidth]) {
+  if constexpr (kWidth == 8) {
+    store8(p, v);
+  } else if constexpr (std::is_same_v<T, float>) {
+    *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+  }
+}
+
+// Block t handles row t; kVectors times eight elements a thread, in runs of 16 bytes of x that
+// adjoin across a warp, so that each access is to whole sectors. Bounded to 32 registers where it
+// can be: with 4,096 elements a row, four blocks an SM overlap their loads and stores.
 template <typename X, typename Out, bool kAdd, int kVectors>
-__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs<X, Out> args) {
+__global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
+    rms_norm_kernel(NormArgs<X, Out> args) {
   __shared__ float scratch[kMaxThreads / kWarpSize];
+  constexpr int kWidth = 16 / sizeof(X), kRuns = kVectors * 8 / kWidth;
+  const int first =
+      threadIdx.x / kWarpSize * (kWarpSize * kVectors * 8) + threadIdx.x % kWarpSize * kWidth;
+  const int left = args.hidden - first;  // below 0: none
   allow_next_kernel();
-  float w[kVectors][8];  // loaded before the wait: weights do not depend on the previous kernel
+  float w[kRuns][kWidth];  // loaded before the wait: weights do not depend on the previous kernel
 #pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * 8;
-    if (i < args.hidden) load8(args.weight + i, w[j]);
+  for (int j = 0; j < kRuns; ++j) {
+    const int i = j * kWarpSize * kWidth;
+    if (i < left) load(args.weight + first + i, w[j]);
   }
   wait_for_previous_kernel();
-  X* x = args.x + blockIdx.x * args.x_stride;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden;
-  float v[kVectors][8];
+  X* x = args.x + blockIdx.x * args.x_stride + first;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * args.hidden + first;
+  float v[kRuns][kWidth];
   float sum = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * 8;
-    if (i >= args.hidden) continue;
-    load8(x + i, v[j]);
+  for (int j = 0; j < kRuns; ++j) {  // all loads come before the first store: none waits for it
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
+    load(x + i, v[j]);
     if constexpr (kAdd) {
-      float d[8];
-      load8(args.delta + row + i, d);
+      float d[kWidth];
+      load(args.delta + row + i, d);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) v[j][k] = round_to<X>(v[j][k] + d[k]);
-      store8(x + i, v[j]);
+      for (int k = 0; k < kWidth; ++k) v[j][k] = round_to<X>(v[j][k] + d[k]);
     }
+  }
 #pragma unroll
-    for (int k = 0; k < 8; ++k) sum += v[j][k] * v[j][k];
+  for (int j = 0; j < kRuns; ++j) {
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
+    if constexpr (kAdd) store(x + i, v[j]);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) sum += v[j][k] * v[j][k];
   }
   const float scale = rsqrtf(block_reduce(sum, Sum{}, scratch) / args.hidden + args.eps);
 #pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const int i = (j * blockDim.x + threadIdx.x) * 8;
-    if (i >= args.hidden) continue;
+  for (int j = 0; j < kRuns; ++j) {
+    const int i = j * kWarpSize * kWidth;
+    if (i >= left) continue;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) v[j][k] *= scale * w[j][k];
-    store8(args.out + row + i, v[j]);
+    for (int k = 0; k < kWidth; ++k) v[j][k] *= scale * w[j][k];
+    store(args.out + row + i, v[j]);
   }
 }
 

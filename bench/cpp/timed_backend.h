@@ -44,6 +44,7 @@ class TimedBackend final : public Backend {
 
   DeviceInfo device_info() const override { return inner_.device_info(); }
   DType activation_dtype() const override { return inner_.activation_dtype(); }
+  DType residual_dtype() const override { return inner_.residual_dtype(); }
   DType default_kv_dtype() const override { return inner_.default_kv_dtype(); }
 
   std::unique_ptr<DeviceBuffer> allocate(int64_t size_bytes) override {

@@ -268,7 +268,8 @@ void bench_elementwise(const Device& device) {
   fill_floats<<<64, 256>>>(weight.as<float>(), kHidden, 1.0f);
   for (const int64_t t : {1, 8, 64, 256, 2048, 8192}) {
     const DeviceMemory a = random_halves(t * kHidden), b = random_halves(t * kHidden);
-    const DeviceMemory c = random_halves(t * kHidden);
+    const DeviceMemory c = random_halves(t * kHidden), residual(t * kHidden * 4);
+    fill_floats<<<1024, 256>>>(residual.as<float>(), t * kHidden, 1.0f);
     const DeviceMemory gate_up = random_halves(t * 2 * kIntermediate);
     const DeviceMemory gated = random_halves(t * kIntermediate);
     const std::string rows = std::to_string(t) + " rows";
@@ -286,10 +287,11 @@ void bench_elementwise(const Device& device) {
     print_row("add_rms_norm", rows,
               time_us(context.stream, calls,
                       [&](int) {
-                        add_rms_norm(context, view(a, t, kHidden), view(b, t, kHidden),
-                                     weight.as<float>(), 1e-5f, view(c, t, kHidden));
+                        add_rms_norm(context, view(residual, t, kHidden, DType::kFloat32),
+                                     view(b, t, kHidden), weight.as<float>(), 1e-5f,
+                                     view(c, t, kHidden));
                       }),
-              bytes(4.0 * kHidden));
+              bytes(6.0 * kHidden));
     print_row("silu_mul", rows,
               time_us(context.stream, calls,
                       [&](int) {

@@ -89,7 +89,7 @@ class Step {
     fill_floats<<<64, 256>>>(norm_.as<float>(), g_.hidden, 1.0f);
     rope_ = DeviceMemory(kMaxLength * g_.dim * 2);
     fill_floats<<<64, 256>>>(rope_.as<float>(), kMaxLength * g_.dim / 2, 0.5f);
-    residual_ = random_halves(kMaxTokens * g_.hidden);
+    residual_ = DeviceMemory(dtype_bytes(backend.residual_dtype(), kMaxTokens * g_.hidden));
     normed_ = random_halves(kMaxTokens * g_.hidden);
     delta_ = random_halves(kMaxTokens * g_.hidden);
     qkv_ = random_halves(kMaxTokens * g_.qkv_width());
@@ -154,7 +154,9 @@ class Step {
   void forward(Part without = kNone) {
     const int64_t t = inputs_.num_tokens;
     const float* norm = norm_.as<float>();
-    const TensorView residual = view(residual_, t, g_.hidden), delta = view(delta_, t, g_.hidden);
+    const TensorView residual =
+        TensorView::matrix(residual_.data(), backend_.residual_dtype(), t, g_.hidden);
+    const TensorView delta = view(delta_, t, g_.hidden);
     const TensorView normed = view(normed_, t, g_.hidden), qkv = view(qkv_, t, g_.qkv_width());
     const TensorView attended = view(attended_, t, g_.q_width());
     const TensorView gate_up = view(gate_up_, t, 2 * g_.intermediate);

@@ -274,6 +274,9 @@ class Backend {
 
   virtual DeviceInfo device_info() const = 0;
   virtual DType activation_dtype() const = 0;  // of hidden states; logits are always float32
+  // Of the residual, which every layer adds to: a wider type, at most twice as wide, keeps what the
+  // roundings of many additions would lose.
+  virtual DType residual_dtype() const { return activation_dtype(); }
   virtual DType default_kv_dtype() const = 0;
 
   // Memory. Throws OutOfMemoryError.
@@ -338,6 +341,8 @@ class Backend {
   virtual std::unique_ptr<KVCache> create_kv_cache(const KVCacheSpec& spec) = 0;
 
   // Operations. T = num_tokens. Views: activation_dtype(), contiguous rows unless said otherwise.
+  // The residual, which embed() begins, rms_norm() reads, and add_rms_norm(), add(), scale() and
+  // gather_rows() change or copy, may have residual_dtype().
 
   // out[t] = row token_ids[t] of the table. out [T, hidden].
   virtual void embed(const LinearWeight& table, const int32_t* token_ids, TensorView out) = 0;

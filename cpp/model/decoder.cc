@@ -33,13 +33,13 @@ VectorId Decoder::declare_norm(std::string name) {
 int64_t Decoder::workspace_bytes(int64_t num_tokens) const {
   Workspace measure;
   if (lora_limits().num_slots > 0) take_lora_plan(measure, num_tokens, lora_limits());
-  Activations(measure, config(), backend().activation_dtype(), num_tokens);
+  activations(measure, num_tokens);
   return measure.peak_bytes();
 }
 
 TensorView Decoder::forward(const ForwardInputs& inputs, KVCache& cache, Workspace& workspace) {
   begin_loras(inputs, workspace);
-  Activations x(workspace, config(), backend().activation_dtype(), inputs.num_tokens);
+  Activations x = activations(workspace, inputs.num_tokens);
   backend().embed(weights()[embedding_], inputs.token_ids, x.residual);
   begin(x);
   for (int64_t layer = 0; layer < config().num_layers; ++layer) {
@@ -63,6 +63,10 @@ void Decoder::compute_logits(TensorView hidden, TensorView logits) {
   if (config().final_soft_cap > 0.0) {
     backend().soft_cap(logits, static_cast<float>(config().final_soft_cap));
   }
+}
+
+Activations Decoder::activations(Workspace& workspace, int64_t num_tokens) const {
+  return {workspace, config(), {backend().activation_dtype(), residual_dtype()}, num_tokens};
 }
 
 void Decoder::begin_loras(const ForwardInputs& inputs, Workspace& workspace) {

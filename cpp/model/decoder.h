@@ -27,6 +27,9 @@ class Decoder : public Model {
   // From x.attended to what the next layer takes; after the last one, the normalised hidden states
   // into x.normed.
   virtual void finish_layer(int64_t layer, Activations& x) = 0;
+  // The residual's type. An architecture that projects the residual as it is says
+  // activation_dtype(), the only type that projections take.
+  virtual DType residual_dtype() const { return backend().residual_dtype(); }
   // The rotation of a layer.
   virtual const RopeTable& rope_of(int64_t /*layer*/) const { return rope(); }
 
@@ -58,6 +61,7 @@ class Decoder : public Model {
   float eps() const { return static_cast<float>(config().rms_norm_eps); }
 
  private:
+  Activations activations(Workspace& workspace, int64_t num_tokens) const;
   // The rows' adapters in the pass that begins; takes memory before the activations do.
   void begin_loras(const ForwardInputs& inputs, Workspace& workspace);
   // See Activations::keep_logits_rows.

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 namespace octavo {
@@ -55,9 +54,16 @@ AttentionParams attention_params(const ModelConfig& config, int64_t layer) {
   return params;
 }
 
-Activations::Activations(Workspace& workspace, const ModelConfig& config, DType dtype,
+Activations::Activations(Workspace& workspace, const ModelConfig& config, ActivationTypes types,
                          int64_t num_tokens) {
-  residual = workspace.matrix(dtype, num_tokens, config.hidden_size);
+  const DType dtype = types.activation;
+  check(dtype_bytes(types.residual, 1) <= 2 * dtype_bytes(dtype, 1), "the residual is too wide");
+  const int64_t begin = workspace.mark();
+  kept_normed_ = workspace.matrix(dtype, num_tokens, config.hidden_size);
+  kept_delta_ = workspace.matrix(dtype, num_tokens, config.hidden_size);
+  kept_residual_ = workspace.matrix(types.residual, num_tokens, config.hidden_size);
+  workspace.release(begin);
+  residual = workspace.matrix(types.residual, num_tokens, config.hidden_size);
   normed = workspace.matrix(dtype, num_tokens, config.hidden_size);
   delta = workspace.matrix(dtype, num_tokens, config.hidden_size);
   const int64_t shared = workspace.mark();
@@ -85,14 +91,13 @@ void Activations::take_experts(Workspace& workspace, const ModelConfig& config, 
 
 void Activations::keep_logits_rows(Backend& backend, const ForwardInputs& inputs) {
   const int64_t n = inputs.num_logits;
-  std::swap(residual, normed);
-  residual = residual.first_rows(n);
-  backend.gather_rows(normed, inputs.logits_indices, residual);
+  backend.gather_rows(residual, inputs.logits_indices, kept_residual_.first_rows(n));
+  residual = kept_residual_.first_rows(n);
+  normed = kept_normed_.first_rows(n);
+  delta = kept_delta_.first_rows(n);
   const TensorView rows = TensorView::matrix(qkv.data, qkv.dtype, n, attended.cols());
   backend.gather_rows(attended, inputs.logits_indices, rows);
   attended = rows;
-  normed = normed.first_rows(n);
-  delta = delta.first_rows(n);
   gate_up = gate_up.first_rows(n);
   gated = gated.first_rows(n);
   if (router_logits.data != nullptr) router_logits = router_logits.first_rows(n);

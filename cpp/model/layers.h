@@ -53,13 +53,20 @@ ExpertWeights declare_experts(Weights& weights, const ModelConfig& config,
 
 AttentionParams attention_params(const ModelConfig& config, int64_t layer);
 
+struct ActivationTypes {
+  DType activation;
+  DType residual;  // at most twice as wide
+};
+
 // The activations of one pass, T rows each. Attention and MLP take turns on the same memory.
-struct Activations {
-  Activations(Workspace& workspace, const ModelConfig& config, DType dtype, int64_t num_tokens);
+class Activations {
+ public:
+  Activations(Workspace& workspace, const ModelConfig& config, ActivationTypes types,
+              int64_t num_tokens);
 
   // From here on only the rows logits_indices are needed: gathers them into `residual` and
-  // `attended`, and shortens every buffer to them. Requires: between attention and its output
-  // projection, where qkv and normed hold nothing of worth.
+  // `attended`, and shortens every buffer to them; `normed` and `delta` move too. Requires:
+  // between attention and its output projection, where qkv, normed and delta hold nothing of worth.
   void keep_logits_rows(Backend& backend, const ForwardInputs& inputs);
 
   TensorView residual;       // [T, hidden_size]
@@ -75,6 +82,12 @@ struct Activations {
  private:
   void take_experts(Workspace& workspace, const ModelConfig& config, DType dtype,
                     int64_t num_tokens);
+
+  // What `residual`, `normed` and `delta` become when rows are kept: the same memory in another
+  // order, so that the new residual lies beside the old one whatever their types.
+  TensorView kept_residual_;
+  TensorView kept_normed_;
+  TensorView kept_delta_;
 };
 
 }  // namespace octavo

@@ -29,6 +29,7 @@ class Olmo2 final : public Decoder {
   }
 
  private:
+  DType residual_dtype() const override { return backend().activation_dtype(); }
   void begin(Activations& /*x*/) override {}
   void project_qkv(int64_t layer, Activations& x) override {
     const Layer& l = layers_[layer];

@@ -231,6 +231,52 @@ CUDA_TEST(options_are_checked) {
   backend->synchronize();
 }
 
+// The residual's way through a model with multipliers, as long as one of 30 layers.
+CUDA_TEST(residual_keeps_what_is_added) {
+  constexpr int64_t kVocab = 50, kHidden = 576, kAdditions = 60;
+  const int64_t rows = random_int(2, 40);
+  const auto backend = make_backend();
+  const auto table = backend->create_linear(kVocab, kHidden, false);
+  const auto embeddings = random_values(kVocab * kHidden, DType::kBFloat16);
+  backend->load_rows(*table, 0, {embeddings.data(), DType::kFloat32, kVocab, kHidden});
+  std::vector<int32_t> ids(rows), kept;
+  for (int32_t& id : ids) id = static_cast<int32_t>(random_int(0, kVocab - 1));
+  for (int32_t row = 1; row < rows; row += 2) kept.push_back(row);
+  const DeviceMemory device_ids = upload(ids), device_kept = upload(kept);
+
+  const Array all(backend->residual_dtype(), rows * kHidden);
+  const TensorView residual = all.matrix(rows, kHidden);
+  backend->embed(*table, device_ids.as<int32_t>(), residual);
+  backend->scale(residual, 1.7f);
+  std::vector<double> expected;
+  for (const int32_t id : ids) {
+    for (int64_t i = 0; i < kHidden; ++i) {
+      expected.push_back(double{embeddings[id * kHidden + i]} * 1.7f);
+    }
+  }
+  const Array weight(DType::kFloat32, random_values(kHidden, DType::kFloat32));
+  const Array normed(DType::kBFloat16, rows * kHidden);
+  Array delta(DType::kBFloat16, rows * kHidden);
+  for (int64_t step = 0; step < kAdditions; ++step) {
+    const auto values = random_values(rows * kHidden, DType::kBFloat16, 0.1f);
+    backend->synchronize();  // delta is read no more
+    delta.upload(values);
+    backend->add_rms_norm(residual, delta.matrix(rows, kHidden),
+                          static_cast<const float*>(weight.data()), 1e-5f,
+                          normed.matrix(rows, kHidden));
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += values[i];
+  }
+  const Array out(backend->residual_dtype(), std::ssize(kept) * kHidden);
+  backend->gather_rows(residual, device_kept.as<int32_t>(), out.matrix(std::ssize(kept), kHidden));
+  backend->synchronize();
+  std::vector<double> expected_rows;
+  for (const int32_t row : kept) {
+    const auto begin = expected.begin() + row * kHidden;
+    expected_rows.insert(expected_rows.end(), begin, begin + kHidden);
+  }
+  expect_close(out.download(), expected_rows, 1e-6, "residual after many additions");
+}
+
 // What follows attention in a layer: the residual and the normed rows that it leaves.
 std::vector<float> finish_layer(Backend& backend, int64_t rows, uint64_t seed) {
   constexpr int64_t kHidden = 256, kInner = 448;
@@ -252,7 +298,7 @@ std::vector<float> finish_layer(Backend& backend, int64_t rows, uint64_t seed) {
   const Array norm(DType::kFloat32, values(kHidden, 1.0f));
   const auto half = [&](int64_t columns) { return Array(DType::kBFloat16, rows * columns); };
   const Array attended(DType::kBFloat16, values(rows * kHidden, 1.0f));
-  const Array residual(DType::kBFloat16, values(rows * kHidden, 1.0f));
+  const Array residual(backend.residual_dtype(), values(rows * kHidden, 1.0f));
   const Array delta = half(kHidden), normed = half(kHidden), both = half(2 * kInner);
   const Array gated = half(kInner);
   const auto* weights = static_cast<const float*>(norm.data());

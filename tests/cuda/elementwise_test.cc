@@ -52,7 +52,7 @@ CUDA_TEST(embedding_copies_rows) {
 CUDA_TEST(rms_norm_matches_reference) {
   for (const DType dtype : kHalfTypes) {
     for (const DType x_dtype : {dtype, DType::kFloat32}) {
-      for (const int64_t hidden : {8, 64, 576, 2048, 4096, 8192, 16384}) {
+      for (const int64_t hidden : {8, 64, 576, 2048, 4096, 8192, 8200, 16384}) {
         const int64_t rows = random_int(1, 40);
         const auto values = random_values(rows * hidden, x_dtype, 3.0f);
         const auto weight = random_values(hidden, DType::kFloat32);
@@ -69,7 +69,7 @@ CUDA_TEST(rms_norm_matches_reference) {
 CUDA_TEST(add_rms_norm_matches_reference) {
   for (const DType dtype : kHalfTypes) {
     for (const DType x_dtype : {dtype, DType::kFloat32}) {
-      for (const int64_t hidden : {64, 576, 4096, 16384}) {
+      for (const int64_t hidden : {8, 64, 576, 4096, 8200, 16384}) {
         const int64_t rows = random_int(1, 40);
         auto values = random_values(rows * hidden, x_dtype, 3.0f);
         const auto delta = random_values(rows * hidden, dtype);
@@ -91,13 +91,15 @@ CUDA_TEST(add_rms_norm_matches_reference) {
 
 CUDA_TEST(add_rounds_once) {
   for (const DType dtype : kHalfTypes) {
-    const int64_t size = 8 * random_int(1, 5000);
-    auto values = random_values(size, dtype);
-    const auto delta = random_values(size, dtype);
-    const Array x(dtype, values), d(dtype, delta);
-    add(context(), x.matrix(1, size), d.matrix(1, size));
-    for (int64_t i = 0; i < size; ++i) values[i] = rounded(values[i] + delta[i], dtype);
-    expect(x.download() == values, "add");
+    for (const DType x_dtype : {dtype, DType::kFloat32}) {
+      const int64_t size = 8 * random_int(1, 5000);
+      auto values = random_values(size, x_dtype);
+      const auto delta = random_values(size, dtype);
+      const Array x(x_dtype, values), d(dtype, delta);
+      add(context(), x.matrix(1, size), d.matrix(1, size));
+      for (int64_t i = 0; i < size; ++i) values[i] = rounded(values[i] + delta[i], x_dtype);
+      expect(x.download() == values, "add");
+    }
   }
 }
 

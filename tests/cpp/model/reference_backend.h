@@ -269,7 +269,8 @@ class ReferenceBackend : public Backend {
   }
   void gather_rows(TensorView x, const int32_t* indices, TensorView out) override {
     for (int64_t i = 0; i < out.rows(); ++i) {
-      std::copy_n(row_of(x, indices[i]), out.cols(), row_of(out, i));
+      std::memcpy(out.row_range(i, 1).data, x.row_range(indices[i], 1).data,
+                  dtype_bytes(x.dtype, x.cols()));
     }
   }
   // Greedy; log-probabilities of the chosen token, then of the k best.
