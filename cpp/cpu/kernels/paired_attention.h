@@ -92,8 +92,11 @@ class PairedAttention {
       const float* q = task_.q + row_offset(task_, r, task_.q_stride);
       for (int64_t d = 0; d < head_dim_; d += kLanes) round_lanes(q + d, s_.q + r * head_dim_ + d);
     }
-    const int64_t end = row_position(task_, task_.num_rows - 1) + 1;
-    for (int64_t key = first_tile(task_); key < end; key += kKeyTile) {
+    const int64_t end = row_position(task_, task_.num_rows - 1) + 1, first = first_tile(task_);
+    find_slots(first, smaller(kKeyTile, end - first));
+    for (int64_t key = first; key < end; key += kKeyTile) {
+      now_ = next_;
+      if (key + kKeyTile < end) find_slots(key + kKeyTile, smaller(kKeyTile, end - key - kKeyTile));
       attend<kTileRows>(key, smaller(kKeyTile, end - key));
     }
     end_sums(task_, s_, softmax_.state);
@@ -107,7 +110,6 @@ class PairedAttention {
       if constexpr (kRows > 1) attend<kRows - 1>(key, count);
       return;
     }
-    find_slots(key, count);
     for (int64_t j = 0; j < count; j += 2 * kLanes) score<kRows>(j, count);
     soften_rows(task_, softmax_.state, {0, kRows, key, count}, s_.scores, softmax_.probabilities);
     for (int64_t i = 0; i < kRows * kKeyTile; i += kLanes) {
@@ -118,13 +120,14 @@ class PairedAttention {
     if (col < head_dim_) weigh<kRows, 1>(col, count);
   }
 
-  // Where the keys of each vector and the values of each pair of slots lie.
+  // Where the keys of each vector and the values of each pair of slots of a tile lie. Those of the
+  // next tile are fetched while this one is worked on, because blocks lie anywhere.
   void find_slots(int64_t key, int64_t count) {
     for (int64_t j = 0; j < count; j += kLanes) {
       const TilePart part = part_at(task_, key + j, kLanes);
-      keys_[j / kLanes] = paired_keys(part);
+      next_.keys[j / kLanes] = paired_keys(part);
       for (int64_t i = 0; i < kLanes; i += 2) {
-        values_[(j + i) / 2] = paired_values(part) + i * head_dim_;
+        next_.values[(j + i) / 2] = paired_values(part) + i * head_dim_;
       }
     }
   }
@@ -133,8 +136,9 @@ class PairedAttention {
   // it.
   template <int kRows>
   void score(int64_t j, int64_t count) const {
-    const uint16_t* first = keys_[j / kLanes];
-    const uint16_t* second = j + kLanes < count ? keys_[j / kLanes + 1] : first;
+    const uint16_t* first = now_.keys[j / kLanes];
+    const uint16_t* second = j + kLanes < count ? now_.keys[j / kLanes + 1] : first;
+    const uint16_t* const later[2] = {next_.keys[j / kLanes], next_.keys[j / kLanes + 1]};
     const int64_t stride = task_.kv.block_size;  // of one dimension
     Vec total[kRows][2];  // "= {}" would clear memory too, by a slow string instruction
     for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = zero();
@@ -142,6 +146,8 @@ class PairedAttention {
       PairedSums<kRows, 2> sums;
       for (int64_t d = begin; d < smaller(head_dim_, begin + kTileDepth); d += 2) {
         const PairVecs keys[2] = {load_pairs(first + d * stride), load_pairs(second + d * stride)};
+        _mm_prefetch(later[0] + d * stride, _MM_HINT_T0);
+        _mm_prefetch(later[1] + d * stride, _MM_HINT_T0);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           sums.add_even(r, keys, s_.q[r * head_dim_ + d]);
@@ -170,7 +176,8 @@ class PairedAttention {
         PairVecs values[kVecs];
 #pragma GCC unroll 2
         for (int v = 0; v < kVecs; ++v) {
-          values[v] = load_pairs(values_[j / 2] + 2 * (col + v * kLanes));
+          values[v] = load_pairs(now_.values[j / 2] + 2 * (col + v * kLanes));
+          _mm_prefetch(next_.values[j / 2] + 2 * (col + v * kLanes), _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) sums.add_even(r, values, s_.scores[r * kKeyTile + j]);
@@ -189,8 +196,11 @@ class PairedAttention {
   const int64_t head_dim_;  // a multiple of 16, so rows of the scratch are as long
   const AttentionScratch s_;
   const SoftmaxScratch softmax_;
-  const uint16_t* keys_[kKeyTile / kLanes];
-  const uint16_t* values_[kKeyTile / 2];
+  struct Slots {
+    const uint16_t* keys[kKeyTile / kLanes] = {};
+    const uint16_t* values[kKeyTile / 2] = {};
+  };
+  Slots now_, next_;
 };
 
 }  // namespace
