@@ -170,7 +170,13 @@ def test_number_of_threads(
 
 
 def test_block_size(load: Callable[..., LLM], alone: dict[str, Result]) -> None:
-    assert both(load(block_size=7, num_gpu_blocks_override=600)) == alone
+    assert both(load(block_size=48, num_gpu_blocks_override=200)) == alone
+
+
+def test_block_size_that_tiles_do_not_take(load: Callable[..., LLM]) -> None:
+    """On AMX such blocks take other kernels, with roundings of their own."""
+    odd = load(cpu_isa="avx2", block_size=7, num_gpu_blocks_override=600)
+    assert both(odd) == both(load(cpu_isa="avx2"))
 
 
 def test_prompt_logprobs(load: Callable[..., LLM]) -> None:

@@ -3,7 +3,8 @@
 // A tile serves all rows, so that the query heads of a group read the cache once. For many rows it
 // is widened into scratch first ([head_dim][64] keys, [64][head_dim] values); for the few of a
 // decode it is widened in registers. Both ways add the same terms in the same order.
-// Bound: fused multiply-add issue for prefill, cache bandwidth for decode.
+// Bound: fused multiply-add issue for prefill, memory for decode, which fetches a tile ahead.
+// Memory is read in runs of a block, too short for the hardware to foresee the next one.
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 #pragma once
 
@@ -212,20 +213,34 @@ inline Vec load_keys(const T* keys, const float* scales) {
   return load(keys);
 }
 
+// The `count` keys of a tile from absolute position `begin` on. Meanwhile the same places of the
+// tile at `next` are fetched, because blocks lie anywhere; the last tile names itself.
+struct KeyTile {
+  int64_t begin;
+  int64_t count;
+  int64_t next;
+  int64_t next_count;
+
+  // Where the next tile has what this one has at `offset`, or its first key.
+  int64_t later(int64_t offset) const { return next + (offset < next_count ? offset : 0); }
+};
+
 // scores[r, j] = q[r] . key[j], straight from the cache. Vectors past `count` repeat the first; the
 // mask hides them. Requires: block_size is a multiple of 16.
 template <typename T, int kRows>
-void score_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
-                    int64_t count) {
+void score_in_place(const AttentionTask& task, const AttentionScratch& s, const KeyTile& tile) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
-  for (int64_t j = 0; j < count; j += kTileVecs * kLanes) {
-    const T* keys[kTileVecs];
+  for (int64_t j = 0; j < tile.count; j += kTileVecs * kLanes) {
+    const T *keys[kTileVecs], *later[kTileVecs];
     const float* scales[kTileVecs];
     for (int v = 0; v < kTileVecs; ++v) {
-      const int64_t at = j + v * kLanes < count ? j + v * kLanes : j;
-      const TilePart part = part_at(task, begin + at, kLanes);
+      const int64_t at = j + v * kLanes < tile.count ? j + v * kLanes : j;
+      const TilePart part = part_at(task, tile.begin + at, kLanes);
       keys[v] = part.keys<T>();
       scales[v] = part.key_scales();
+      const TilePart next = part_at(task, tile.later(at), kLanes);
+      later[v] = next.keys<T>();
+      if constexpr (kHasScales<T>) _mm_prefetch(next.key_scales(), _MM_HINT_T0);
     }
     Vec acc[kRows][kTileVecs] = {};
     for (int64_t d = 0; d < head_dim; ++d) {
@@ -233,6 +248,7 @@ void score_in_place(const AttentionTask& task, const AttentionScratch& s, int64_
 #pragma GCC unroll 8
       for (int v = 0; v < kTileVecs; ++v) {
         column[v] = load_keys(keys[v] + d * task.kv.block_size, scales[v]);
+        _mm_prefetch(later[v] + d * task.kv.block_size, _MM_HINT_T0);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
@@ -252,21 +268,25 @@ void score_in_place(const AttentionTask& task, const AttentionScratch& s, int64_
 // out[r] += sum over j ascending of probability[r, j] * value[j], straight from the cache, for
 // kVecs vectors of columns.
 template <typename T, int kRows, int kVecs>
-void weigh_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
-                    int64_t count, int64_t col) {
+void weigh_in_place(const AttentionTask& task, const AttentionScratch& s, const KeyTile& tile,
+                    int64_t col) {
   const int64_t head_dim = task.kv.head_dim, padded = padded_head_dim(head_dim);
   Vec acc[kRows][kVecs];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVecs; ++v) acc[r][v] = load(s.out + r * padded + col + v * kLanes);
   }
-  for (int64_t done = 0; done < count;) {
-    const TilePart part = part_at(task, begin + done, count - done);
+  for (int64_t done = 0; done < tile.count;) {
+    const TilePart part = part_at(task, tile.begin + done, tile.count - done);
     const T* values = part.values<T>() + col;
-    for (int64_t i = 0; i < part.n; ++i, values += head_dim) {
+    const TilePart next = part_at(task, tile.later(done), 1);
+    const T* later = next.values<T>() + col;
+    if constexpr (kHasScales<T>) _mm_prefetch(next.value_scales(), _MM_HINT_T0);
+    for (int64_t i = 0; i < part.n; ++i, values += head_dim, later += head_dim) {
       Vec value[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
         value[v] = load(values + v * kLanes);
+        _mm_prefetch(later + v * kLanes, _MM_HINT_T0);
         if constexpr (kHasScales<T>) value[v] = mul(value[v], set1(part.value_scales()[i]));
       }
 #pragma GCC unroll 8
@@ -412,20 +432,19 @@ inline bool reads_in_place(const AttentionTask& task) {
 }
 
 template <typename T, int kRows = kTileRows>
-void attend_in_place(const AttentionTask& task, const AttentionScratch& s, int64_t begin,
-                     int64_t count) {
+void attend_in_place(const AttentionTask& task, const AttentionScratch& s, const KeyTile& tile) {
   if (task.num_rows < kRows) {
-    if constexpr (kRows > 1) attend_in_place<T, kRows - 1>(task, s, begin, count);
+    if constexpr (kRows > 1) attend_in_place<T, kRows - 1>(task, s, tile);
     return;
   }
-  score_in_place<T, kRows>(task, s, begin, count);
-  for (int64_t r = 0; r < kRows; ++r) softmax_row(task, s, r, begin);
+  score_in_place<T, kRows>(task, s, tile);
+  for (int64_t r = 0; r < kRows; ++r) softmax_row(task, s, r, tile.begin);
   int64_t col = 0;
   for (; col + kTileVecs * kLanes <= task.kv.head_dim; col += kTileVecs * kLanes) {
-    weigh_in_place<T, kRows, kTileVecs>(task, s, begin, count, col);
+    weigh_in_place<T, kRows, kTileVecs>(task, s, tile, col);
   }
   for (; col < task.kv.head_dim; col += kLanes) {
-    weigh_in_place<T, kRows, 1>(task, s, begin, count, col);
+    weigh_in_place<T, kRows, 1>(task, s, tile, col);
   }
 }
 
@@ -450,7 +469,8 @@ void attention(const AttentionTask& task) {
   for (int64_t begin = first_tile(task); begin < end; begin += kKeyTile) {
     const int64_t count = smaller(kKeyTile, end - begin);
     if (reads_in_place(task)) {
-      attend_in_place<T>(task, s, begin, count);
+      const int64_t next = begin + kKeyTile < end ? begin + kKeyTile : begin;
+      attend_in_place<T>(task, s, {begin, count, next, smaller(kKeyTile, end - next)});
     } else {
       attend_tile<T>(task, s, begin, count);
     }

@@ -87,13 +87,14 @@ class PairedAttention {
         softmax_(softmax_scratch(task, s_)) {}
 
   void run() {
+    const int64_t end = row_position(task_, task_.num_rows - 1) + 1, first = first_tile(task_);
+    find_slots(first, smaller(kKeyTile, end - first));
+    fetch_first(smaller(kKeyTile, end - first));
     begin_softmax(task_, softmax_.state, task_.num_rows);
     for (int64_t r = 0; r < task_.num_rows; ++r) {
       const float* q = task_.q + row_offset(task_, r, task_.q_stride);
       for (int64_t d = 0; d < head_dim_; d += kLanes) round_lanes(q + d, s_.q + r * head_dim_ + d);
     }
-    const int64_t end = row_position(task_, task_.num_rows - 1) + 1, first = first_tile(task_);
-    find_slots(first, smaller(kKeyTile, end - first));
     for (int64_t key = first; key < end; key += kKeyTile) {
       now_ = next_;
       if (key + kKeyTile < end) find_slots(key + kKeyTile, smaller(kKeyTile, end - key - kKeyTile));
@@ -128,6 +129,20 @@ class PairedAttention {
       next_.keys[j / kLanes] = paired_keys(part);
       for (int64_t i = 0; i < kLanes; i += 2) {
         next_.values[(j + i) / 2] = paired_values(part) + i * head_dim_;
+      }
+    }
+  }
+
+  // What begins beside it hides some of the way of the first tile; the values are later than keys.
+  void fetch_first(int64_t count) const {
+    for (int64_t j = 0; j < count; j += kLanes) {
+      for (int64_t d = 0; d < head_dim_; d += 2) {
+        _mm_prefetch(next_.keys[j / kLanes] + d * task_.kv.block_size, _MM_HINT_T0);
+      }
+    }
+    for (int64_t j = 0; j < count; j += 2) {
+      for (int64_t d = 0; d < head_dim_; d += kLanes) {
+        _mm_prefetch(next_.values[j / 2] + 2 * d, _MM_HINT_T1);
       }
     }
   }
