@@ -60,25 +60,21 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-#define OCTAVO_TILE_ROOF(name, instruction, ops)                                                   \
-  inline double name() {                                                                           \
-    const TileConfig config;                                                                       \
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));                                              \
-    for (int64_t i = 0; i < kSteps; ++i) {                                                         \
-      __asm__ volatile(instruction " %tmm6, %tmm4, %tmm0\n\t" instruction                          \
-                                   " %tmm7, %tmm4, %tmm1\n\t" instruction                          \
-                                   " %tmm6, %tmm5, %tmm2\n\t" instruction " %tmm7, %tmm5, %tmm3"); \
-    }                                                                                              \
-    __asm__ volatile("tilerelease");                                                               \
-    return static_cast<double>(kSteps) * 4 * (ops);                                                \
+inline double bf16_amx() {
+  const TileConfig config;
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  for (int64_t i = 0; i < kSteps; ++i) {
+    __asm__ volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
   }
-OCTAVO_TILE_ROOF(bf16_amx, "tdpbf16ps", 2 * 16 * 16 * 32)
-OCTAVO_TILE_ROOF(int8_amx, "tdpbssd", 2 * 16 * 16 * 64)
-#undef OCTAVO_TILE_ROOF
+  __asm__ volatile("tilerelease");
+  return static_cast<double>(kSteps) * 4 * (2 * 16 * 16 * 32);
+}
 
+// int8 products do without tiles on AMX too.
 inline double run_chains(Isa isa, Arithmetic arithmetic) {
   if (isa == Isa::kAmx && arithmetic == Arithmetic::kBFloat16) return bf16_amx();
-  if (isa == Isa::kAmx && arithmetic == Arithmetic::kInt8) return int8_amx();
   if (isa == Isa::kAvx2) return arithmetic == Arithmetic::kInt8 ? maddubs_avx2() : fma_avx2();
   if (arithmetic == Arithmetic::kBFloat16) return bf16_avx512();
   if (arithmetic == Arithmetic::kInt8) return int8_avx512();
