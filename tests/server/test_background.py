@@ -113,6 +113,22 @@ class TestBackground:
         server.client.simulate_delete(f"/v1/responses/{ids[0]}")
         self.begin(server)
 
+    def test_one_that_another_came_before_is_let_go(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the early look and the place in the store prompts are encoded and sent."""
+        monkeypatch.setattr("octavo.server.response_store.MAX_RUNNING", 1)
+        submit, body = server.engine.submit, {"input": "hi", "background": True}
+
+        def submit_after_another(*args: Any, **kwargs: Any) -> Any:
+            monkeypatch.setattr(server.engine, "submit", submit)
+            self.begin(server)
+            return submit(*args, **kwargs)
+
+        monkeypatch.setattr(server.engine, "submit", submit_after_another)
+        assert server.refusal("/v1/responses", body, status=429)["code"] == "queue_full"
+        assert server.engine.last.aborted
+
     def test_its_end_is_logged_with_its_tokens(
         self, server: Server, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -77,17 +77,23 @@ class ResponseStore:
         return self._running.get(id_)
 
     def check_room(self) -> None:
-        """Let one more response be made in the background.
+        """Refuse early what begin() would: others may still come between.
 
         Raises:
-            QueueFullError: As many as are allowed run already.
+            QueueFullError: As many responses as are allowed run in the background already.
         """
         if len(self._running) >= MAX_RUNNING:
             raise QueueFullError("Too many responses run in the background. Try again later.")
 
     def begin(self, run: BackgroundRun) -> None:
-        """Keep a response in the making until end()."""
-        self._running[run.id] = run
+        """Keep a response in the making until end().
+
+        Raises:
+            QueueFullError: As check_room().
+        """
+        with self._lock:
+            self.check_room()
+            self._running[run.id] = run
 
     def end(self, id_: str, response: StoredResponse) -> None:
         """Keep what has come of it, unless it was removed meanwhile."""

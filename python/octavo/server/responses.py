@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from octavo.errors import InvalidRequestError, RequestError
+from octavo.errors import InvalidRequestError, QueueFullError, RequestError
 from octavo.server.background import BackgroundRun
 from octavo.server.chat_run import ChatRun
 from octavo.server.disconnect import watch
@@ -93,13 +93,17 @@ class ResponsesResource:
 
     def _begin(self, req: falcon.Request, resp: falcon.Response, run: BackgroundRun) -> None:
         """Have a response made, and answer it as it is before that, or its events."""
+        try:
+            self._store.begin(run)
+        except QueueFullError:
+            run.cancel()
+            raise
         if not self._context.config.disable_log_requests:
             run.request_id = req.context.request_id
         if run.log is None:
             resp.data = run.body()
         else:
             _stream_log(req, resp, run.log, -1)
-        self._store.begin(run)
         run.start()
 
     def _check(self, request: ResponseRequest) -> None:
