@@ -145,8 +145,8 @@ TEST(PanelGemmTest, SegmentsOfSeveralTypesAreWhatEachIsAlone) {
         .run(weight, matrix(in, kRows, kIn), matrix(expected, kRows, kEach));
     for (int64_t r = 0; r < kRows; ++r) {
       const auto begin = out.begin() + r * width + i * kEach;
-      ASSERT_TRUE(same_bits({begin, begin + kEach}, {expected.begin() + r * kEach,
-                                                     expected.begin() + (r + 1) * kEach}));
+      ASSERT_TRUE(same_bits({begin, begin + kEach},
+                            {expected.begin() + r * kEach, expected.begin() + (r + 1) * kEach}));
     }
   }
 }
@@ -196,8 +196,8 @@ TEST(PanelGemmTest, ExpertsWidenFromTheSameNumberOfRowsEach) {
   EXPECT_LE(std::sqrt(error / size), 0.02);
 }
 
-// The kernel of AMX against the values of each row, rounded with ties away from zero. Where there is
-// a minimum, it is 2^15 steps of the quant's scale, both round more than once.
+// The kernel of AMX against the values of each row, rounded with ties away from zero. Where there
+// is a minimum, it is 2^15 steps of the quant's scale, both round more than once.
 TEST(WidenPanelTest, GivesEveryWeightRounded) {
   if (!is_supported(Isa::kAmx)) GTEST_SKIP() << "no amx here";
   const Kernels& kernels = kernels_for(Isa::kAmx);
