@@ -122,8 +122,10 @@ void FusedMlp::run_task(const Task& task, const PackedWeight& gate_up, int64_t n
   gate.out_stride = up.out_stride = 2 * task.num_cols;
   gate.out = buffers.products;
   up.out = buffers.products + task.num_cols;
-  const GemmKernel gate_gemm = prepare(task.gate, num_rows, gate, buffers.widened);
-  const GemmKernel up_gemm = prepare(task.up, num_rows, up, buffers.widened + widened_bytes_);
+  const GemmKernel gate_gemm =
+      choose_gemm(kernels_, task.gate.segment->format, num_rows, gate, buffers.widened);
+  const GemmKernel up_gemm = choose_gemm(kernels_, task.up.segment->format, num_rows, up,
+                                         buffers.widened + widened_bytes_);
   for (int64_t row = 0; row < num_rows; row += chunk_rows_) {
     gate.num_rows = up.num_rows = std::min(chunk_rows_, num_rows - row);
     gate_gemm(gate);
@@ -135,15 +137,6 @@ void FusedMlp::run_task(const Task& task, const PackedWeight& gate_up, int64_t n
     gate.x += chunk_rows_ * gate.x_stride_bytes;
     up.x += chunk_rows_ * up.x_stride_bytes;
   }
-}
-
-// The kernel for args, whose panels it may have widened in `buffer`.
-GemmKernel FusedMlp::prepare(const PanelRun& run, int64_t num_rows, GemmArgs& args,
-                             std::byte* buffer) const {
-  const PanelFormat format = run.segment->format;
-  if (!kernels_.widens(format, num_rows)) return kernels_.gemm[static_cast<int>(format)];
-  widen_panels(kernels_, format, args, buffer);
-  return kernels_.gemm[static_cast<int>(PanelFormat::kBFloat16)];
 }
 
 void FusedMlp::finish_row(const Task& task, float* gate_up, std::byte* row,

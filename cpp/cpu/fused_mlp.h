@@ -59,8 +59,6 @@ class FusedMlp {
   void multiply(const PackedWeight& gate_up, TensorView x, const Output& out);
   void run_task(const Task& task, const PackedWeight& gate_up, int64_t num_rows,
                 const Buffers& buffers, const Output& out) const;
-  GemmKernel prepare(const PanelRun& run, int64_t num_rows, GemmArgs& args,
-                     std::byte* buffer) const;
   // From the task's columns of gate and up of one row, which are overwritten.
   void finish_row(const Task& task, float* gate_up, std::byte* row, const Output& out) const;
 

@@ -40,32 +40,32 @@ int64_t widened_bytes(const Kernels& kernels, const PackedWeight& weight, int64_
   return panels_at_once(depth) * panel_bytes(PanelFormat::kBFloat16, depth);
 }
 
-void widen_panels(const Kernels& kernels, PanelFormat format, GemmArgs& args, std::byte* buffer) {
+GemmKernel choose_gemm(const Kernels& kernels, PanelFormat format, int64_t num_rows, GemmArgs& args,
+                       std::byte* buffer) {
+  const int index = static_cast<int>(format);
+  if (!kernels.widens(format, num_rows)) return kernels.gemm[index];
   const int64_t wide_bytes = panel_bytes(PanelFormat::kBFloat16, args.depth);
   const int64_t num_panels = (args.num_cols + kPanelRows - 1) / kPanelRows;
   for (int64_t p = 0; p < num_panels; ++p) {
-    kernels.widen_panel[static_cast<int>(format)](args.panels + p * args.panel_bytes, args.depth,
-                                                  buffer + p * wide_bytes);
+    kernels.widen_panel[index](args.panels + p * args.panel_bytes, args.depth,
+                               buffer + p * wide_bytes);
   }
   args.panels = buffer;
   args.panel_bytes = wide_bytes;
+  return kernels.gemm[static_cast<int>(PanelFormat::kBFloat16)];
 }
 
 void multiply_panels(const Kernels& kernels, PanelFormat format, int64_t num_rows,
                      const GemmArgs& args, std::byte* buffer) {
-  if (!kernels.widens(format, num_rows)) {
-    kernels.gemm[static_cast<int>(format)](args);
-    return;
-  }
-  const int64_t step = panels_at_once(args.depth) * kPanelRows;
+  const bool widens = kernels.widens(format, num_rows);
+  const int64_t step = widens ? panels_at_once(args.depth) * kPanelRows : args.num_cols;
   for (int64_t col = 0; col < args.num_cols; col += step) {
     GemmArgs some = args;
     some.panels += col / kPanelRows * args.panel_bytes;
     some.num_cols = std::min(step, args.num_cols - col);
     some.out += col;
     if (args.bias != nullptr) some.bias += col;
-    widen_panels(kernels, format, some, buffer);
-    kernels.gemm[static_cast<int>(PanelFormat::kBFloat16)](some);
+    choose_gemm(kernels, format, num_rows, some, buffer)(some);
   }
 }
 

@@ -39,8 +39,10 @@ int64_t widened_bytes(const Kernels& kernels, const PackedWeight& weight, int64_
 void multiply_panels(const Kernels& kernels, PanelFormat format, int64_t num_rows,
                      const GemmArgs& args, std::byte* buffer);
 
-// Makes args those of the kBFloat16 GEMM over a copy in `buffer`, of
-// num_panels * panel_bytes(kBFloat16, depth). Requires: kernels.widens(format, ...).
-void widen_panels(const Kernels& kernels, PanelFormat format, GemmArgs& args, std::byte* buffer);
+// The kernel that args takes against panels of `format` where the step has `num_rows` rows. Where
+// the table widens for so many, args becomes that of a copy of all its panels in `buffer`, of
+// num_panels * panel_bytes(kBFloat16, depth).
+GemmKernel choose_gemm(const Kernels& kernels, PanelFormat format, int64_t num_rows, GemmArgs& args,
+                       std::byte* buffer);
 
 }  // namespace octavo::cpu

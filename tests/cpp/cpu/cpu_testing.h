@@ -50,6 +50,15 @@ inline std::vector<float> random_floats(int64_t count, uint32_t seed, float devi
   return values;
 }
 
+// A weight of a quantised type: every quant occurs, and the halves among its bytes are small
+// numbers of both signs.
+inline std::vector<uint16_t> random_bits(DType dtype, int64_t num_elements, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::vector<uint16_t> bits(dtype_bytes(dtype, num_elements) / 2);
+  for (uint16_t& b : bits) b = static_cast<uint16_t>(generator() & 0xA7FF);
+  return bits;
+}
+
 inline TensorView matrix(std::vector<float>& data, int64_t rows, int64_t cols) {
   return TensorView::matrix(data.data(), DType::kFloat32, rows, cols);
 }

@@ -39,14 +39,6 @@ constexpr Source kSources[] = {{DType::kFloat32, DType::kFloat32},
                                {DType::kQ5_K},
                                {DType::kQ6_K}};
 
-// Halves of every type that is quantised are small numbers of both signs.
-std::vector<uint16_t> random_bits(DType dtype, int64_t num_elements, uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::vector<uint16_t> bits(dtype_bytes(dtype, num_elements) / 2);
-  for (uint16_t& b : bits) b = static_cast<uint16_t>(generator() & 0xA7FF);
-  return bits;
-}
-
 class Mlp {
  public:
   Mlp(const Kernels& kernels, int64_t hidden, int64_t inner, bool has_bias, int num_threads = 2)

@@ -10,7 +10,7 @@
 #include "base/dequantize.h"
 #include "cpu/cpu_testing.h"
 #include "cpu/experts.h"
-#include "cpu/linear.h"
+#include "cpu/layer.h"
 #include "cpu/tile_table.h"
 
 namespace octavo::cpu {
@@ -19,13 +19,10 @@ namespace {
 constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
                             DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
-// A random weight of a checkpoint's type; halves among its bytes are small and of both signs.
+// A random weight of a checkpoint's type.
 struct Checkpoint {
   Checkpoint(DType dtype, int64_t rows, int64_t cols, uint32_t seed)
-      : dtype(dtype), rows(rows), cols(cols), bits(dtype_bytes(dtype, rows * cols) / 2) {
-    std::mt19937 generator(seed);
-    for (uint16_t& b : bits) b = static_cast<uint16_t>(generator() & 0xA7FF);
-  }
+      : dtype(dtype), rows(rows), cols(cols), bits(random_bits(dtype, rows * cols, seed)) {}
   WeightView view() const { return {bits.data(), dtype, rows, cols}; }
   std::vector<float> values() const {
     std::vector<float> out(rows * cols);
@@ -38,40 +35,9 @@ struct Checkpoint {
   std::vector<uint16_t> bits;
 };
 
-const WeightPolicy kKeep{DType::kBFloat16, true, std::nullopt};
-
-// A weight in packed panels and what multiplies them.
-class Layer {
- public:
-  Layer(const Kernels& kernels, int64_t out, int64_t in, int num_threads = 2)
-      : kernels_(kernels), pool_(num_threads), weight_(out, in, true) {
-    weight_.load_bias(0, float_view(random_floats(out, 77), 1, out));
-  }
-
-  void load(int64_t row_begin, const WeightView& view) {
-    weight_.load_rows({kernels_, kKeep, arena_}, row_begin, view);
-  }
-  std::vector<float> run(std::vector<float> x) {
-    const int64_t rows = std::ssize(x) / weight_.in_features();
-    std::vector<float> out(rows * weight_.out_features());
-    Linear(kernels_, pool_)
-        .run(weight_, matrix(x, rows, weight_.in_features()),
-             matrix(out, rows, weight_.out_features()));
-    return out;
-  }
-
- private:
-  const Kernels kernels_;
-  WeightArena arena_;
-  ThreadPool pool_;
-  PackedWeight weight_;
-};
-
 std::vector<float> run(const Kernels& kernels, const WeightView& view,
                        const std::vector<float>& x) {
-  Layer layer(kernels, view.rows, view.cols);
-  layer.load(0, view);
-  return layer.run(x);
+  return Layer(kernels, view, 2).run(x);
 }
 
 Kernels always_widening() {
@@ -124,7 +90,7 @@ TEST(PanelGemmTest, RowsDoNotDependOnTheBatchWhereAllAreWidened) {
 TEST(PanelGemmTest, SegmentsOfSeveralTypesAreWhatEachIsAlone) {
   constexpr int64_t kIn = 256, kEach = 24, kRows = 20;
   const auto x = random_floats(kRows * kIn, 1), plain = random_floats(kEach * kIn, 2);
-  Layer all(plain_tile_kernels(), kEach * (std::ssize(kTypes) + 1), kIn);
+  Layer all(plain_tile_kernels(), kEach * (std::ssize(kTypes) + 1), kIn, 2);
   std::vector<Checkpoint> parts;
   for (const DType dtype : kTypes) parts.emplace_back(dtype, kEach, kIn, 3);
   std::vector<WeightView> views;
@@ -138,7 +104,7 @@ TEST(PanelGemmTest, SegmentsOfSeveralTypesAreWhatEachIsAlone) {
     PackedWeight weight(kEach, kIn, true);
     WeightArena arena;
     ThreadPool pool(1);
-    weight.load_rows({plain_tile_kernels(), kKeep, arena}, 0, views[i]);
+    weight.load_rows({plain_tile_kernels(), kKeepQuantized, arena}, 0, views[i]);
     weight.load_bias(0, {&bias[i * kEach], DType::kFloat32, 1, kEach});
     std::vector<float> in = x, expected(kRows * kEach);
     Linear(plain_tile_kernels(), pool)
@@ -160,9 +126,9 @@ std::vector<float> run_experts(const Kernels& kernels, int64_t rows, int num_thr
   PackedWeight down(kExperts * kHidden, kInner, false);
   for (int64_t e = 0; e < kExperts; ++e) {
     const auto seed = static_cast<uint32_t>(e);
-    gate_up.load_rows({kernels, kKeep, arena}, e * 2 * kInner,
+    gate_up.load_rows({kernels, kKeepQuantized, arena}, e * 2 * kInner,
                       Checkpoint(DType::kQ4_1, 2 * kInner, kHidden, seed).view());
-    down.load_rows({kernels, kKeep, arena}, e * kHidden,
+    down.load_rows({kernels, kKeepQuantized, arena}, e * kHidden,
                    Checkpoint(DType::kQ4_1, kHidden, kInner, seed + 9).view());
   }
   auto x = random_floats(rows * kHidden, 1, 5.0f), logits = random_floats(rows * kExperts, 2);
@@ -205,7 +171,8 @@ TEST(WidenPanelTest, GivesEveryWeightRounded) {
   for (const DType dtype : kTypes) {
     PackedWeight weight(kPanelRows, kIn, false);
     WeightArena arena;
-    weight.load_rows({kernels, kKeep, arena}, 0, Checkpoint(dtype, kPanelRows, kIn, 5).view());
+    weight.load_rows({kernels, kKeepQuantized, arena}, 0,
+                     Checkpoint(dtype, kPanelRows, kIn, 5).view());
     const PanelSegment& segment = weight.segments()[0];
     const int format = static_cast<int>(segment.format);
     alignas(64) static std::byte wide[kIn * kPanelRows * 2];

@@ -4,41 +4,13 @@
 
 #include "cpu/cpu_testing.h"
 #include "cpu/kv_memory.h"
-#include "cpu/linear.h"
+#include "cpu/layer.h"
 #include "cpu/paged_attention.h"
 #include "cpu/paged_sequence.h"
 #include "cpu/tile_table.h"
 
 namespace octavo::cpu {
 namespace {
-
-// A linear layer on a table of kernels.
-class Layer {
- public:
-  Layer(const Kernels& kernels, const WeightView& view, int num_threads = 1)
-      : kernels_(kernels), pool_(num_threads), weight_(view.rows, view.cols, true) {
-    const WeightPolicy policy{DType::kBFloat16, true, std::nullopt};
-    weight_.load_rows({kernels, policy, arena_}, 0, view);
-    const auto bias = random_floats(view.rows, 77);
-    weight_.load_bias(0, float_view(bias, 1, view.rows));
-  }
-
-  std::vector<float> run(const std::vector<float>& x) {
-    std::vector<float> in = x;
-    const int64_t rows = std::ssize(x) / weight_.in_features();
-    std::vector<float> out(rows * weight_.out_features());
-    Linear(kernels_, pool_)
-        .run(weight_, matrix(in, rows, weight_.in_features()),
-             matrix(out, rows, weight_.out_features()));
-    return out;
-  }
-
- private:
-  const Kernels& kernels_;
-  WeightArena arena_;
-  ThreadPool pool_;
-  PackedWeight weight_;
-};
 
 std::vector<float> some_rows(const std::vector<float>& x, int64_t first, int64_t count,
                              int64_t width) {
