@@ -30,7 +30,8 @@ struct BackendOptions {
   std::string cpu_isa;                    // CPU; "" = the best here, or avx2, avx512, amx
   bool keep_quantized = false;    // quantised types stay so where the backend can, else they
                                   // become weight_dtype; on the CPU activations become int8
-                                  // against them; CUDA has kInt4G* and kFloat8* only
+                                  // against them, bfloat16 in larger steps on AMX; CUDA has
+                                  // kInt4G* and kFloat8* only
   std::string quantization;       // quantises plain types at load; CPU: "int8" or "int4";
                                   // CUDA: "fp8", projections only
   bool batch_invariant = false;   // CUDA, AMX
